@@ -1,0 +1,253 @@
+"""What every request passes: id, key, limits, routing, envelope, metrics, log; in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+
+from agent.front.access import Keys, presented_key, require
+from agent.front.routes import Reply, Request, Route, Router, parse_query
+from agent.metrics import Metrics
+from core.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    Overloaded,
+    ShoalError,
+    TooLarge,
+    Unauthorized,
+)
+from net.logs import Log
+
+TIMEOUT_DEFAULT_S = 60.0
+TIMEOUT_MAX_S = 3600.0
+BODY_TIMEOUT_S = 60.0
+_REQUEST_ID = re.compile(r"[\w.:/-]{1,128}\Z")
+_FREE_PATHS = frozenset({"/", "/healthz", "/livez", "/readyz"})
+_GZIP_BYTES_MIN = 4096
+_ENVELOPE_END = b',"status":"ok","time":%.6f}'
+
+
+@dataclass(frozen=True, slots=True)
+class AppLimits:
+    """Bounds of one front."""
+
+    body_bytes_max: int = 32 << 20
+    bodies_bytes_max: int = 256 << 20
+    """Of all bodies in memory at once; the node's bound divided by its fronts."""
+    requests_max: int = 1024
+    """Under way at once; health is never refused."""
+    slow_request_ms: int = 1000
+    cors_origins: tuple[str, ...] = ()
+    gzip: bool = False
+
+
+class App:
+    """One front's request handling. `handle` never raises: each error becomes an answer."""
+
+    def __init__(self, router: Router, keys: Keys, metrics: Metrics, log: Log, limits: AppLimits) -> None:
+        self._router, self._keys, self._metrics, self._log, self._limits = router, keys, metrics, log, limits
+        self._bodies_bytes = 0
+        self.under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.stopping = False
+        self._statuses: dict[int, object] = {}
+
+    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        began = time.perf_counter()
+        self.under_way += 1
+        self._idle.clear()
+        request_id = _request_id(http.headers.get("X-Request-Id"))
+        try:
+            response = await self._respond(http, request_id, began)
+        except ShoalError as error:
+            response = self._refuse(error, began)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as bug:
+            self._log.error("request.failed", request_id=request_id, path=http.raw_path[:200], exc=bug)
+            response = self._refuse(ShoalError(f"internal error ({type(bug).__name__}); see the log"), began)
+        finally:
+            self.under_way -= 1
+            if not self.under_way:
+                self._idle.set()
+        self._finish(http, response, request_id, began)
+        return response
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until no request is under way; False if some still are after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _respond(self, http: web.BaseRequest, request_id: str, began: float) -> web.StreamResponse:
+        raw_path, _, raw_query = http.raw_path.partition("?")
+        if http.method == "OPTIONS" and "Origin" in http.headers:
+            return web.Response(status=204)  # its CORS headers are added in _finish; it says nothing else
+        role, key_name = self._keys.role(None), "anonymous"
+        if self._keys.required and raw_path not in _FREE_PATHS:
+            role, key_name = self._keys.role(
+                presented_key(http.headers.get("api-key"), http.headers.get("Authorization"))
+            )
+        route, parameters = self._router.find(http.method, raw_path)
+        if not route.free:
+            require(role, route.needs, f"{route.method} {route.pattern}")
+            if self.under_way > self._limits.requests_max:
+                raise Overloaded(f"{self._limits.requests_max} requests are under way; retry later")
+        query = parse_query(raw_query)
+        request = Request(
+            method=http.method,
+            path=raw_path,
+            parameters=parameters,
+            query=query,
+            body=b"",
+            deadline=asyncio.get_running_loop().time() + _timeout_s(query),
+            id=request_id,
+            key_name=key_name,
+            role=role,
+            headers=http.headers,
+            stream=http,
+        )
+        reply = await self._run(http, route, request)
+        return self._response(http, reply, began)
+
+    async def _run(self, http: web.BaseRequest, route: Route, request: Request) -> Reply:
+        if route.streams or not http.can_read_body:
+            return await route.handler(request)
+        size = http.content_length
+        if size is None:  # chunked: as much as it may become
+            size = self._limits.body_bytes_max
+        if http.content_length is not None and size > self._limits.body_bytes_max:
+            raise _too_large(self._limits.body_bytes_max)
+        if "Content-Encoding" in http.headers and http.headers["Content-Encoding"] != "identity":
+            raise BadRequest("header Content-Encoding: bodies must be sent uncompressed")
+        if self._bodies_bytes and self._bodies_bytes + size > self._limits.bodies_bytes_max:
+            raise Overloaded("too many bytes of requests are in memory; retry later")
+        self._bodies_bytes += size
+        try:
+            request.body = await self._read(http)
+            return await route.handler(request)
+        finally:
+            self._bodies_bytes -= size
+
+    async def _read(self, http: web.BaseRequest) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await http.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise _too_large(self._limits.body_bytes_max) from None
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        except web.PayloadError as problem:
+            raise BadRequest(f"the body is broken: {problem}") from None
+
+    def _response(self, http: web.BaseRequest, reply: Reply, began: float) -> web.StreamResponse:
+        if reply.streamed is not None:
+            assert isinstance(reply.streamed, web.StreamResponse)
+            return reply.streamed
+        body = reply.raw
+        if body is None:
+            body = b'{"result":' + reply.result + _ENVELOPE_END % (time.perf_counter() - began)
+        response = web.Response(
+            body=body, status=reply.status, content_type=reply.content_type, headers=reply.headers
+        )
+        if self._limits.gzip and len(body) > _GZIP_BYTES_MIN and "gzip" in http.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+    def _refuse(self, error: ShoalError, began: float) -> web.Response:
+        headers = {"X-Shoal-Error": error.code}
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        if isinstance(error, Unauthorized):  # plain text, as clients of this API know it
+            return web.Response(text=str(error), status=error.status, headers=headers)
+        # `status` first: clients cut the text that they show, and look in what is left.
+        body = b'{"status":{"error":%s},"time":%.6f,"result":null}' % (
+            msgspec.json.encode(_printable(str(error))),
+            time.perf_counter() - began,
+        )
+        return web.Response(body=body, status=error.status, content_type="application/json", headers=headers)
+
+    def _finish(
+        self, http: web.BaseRequest, response: web.StreamResponse, request_id: str, began: float
+    ) -> None:
+        took_ms = (time.perf_counter() - began) * 1000
+        self._metrics.counter(
+            "shoal_http_requests_total", method=_method(http.method), status=str(response.status)
+        ).add()
+        slow = self._limits.slow_request_ms
+        if slow and took_ms > slow:
+            self._log.warning(
+                "request.slow",
+                request_id=request_id,
+                method=http.method,
+                path=http.raw_path[:200],
+                status=response.status,
+                took_ms=round(took_ms, 1),
+            )
+        if response.prepared:
+            return
+        response.headers["X-Request-Id"] = request_id
+        if self.stopping:
+            response.force_close()
+        origin = http.headers.get("Origin")
+        if origin is not None:
+            response.headers.update(_cors(origin, self._limits.cors_origins))
+
+
+def _method(method: str) -> str:
+    """A label must not be whatever a client sends."""
+    return method if method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"} else "other"
+
+
+def _request_id(given: str | None) -> str:
+    if given is not None and _REQUEST_ID.match(given):
+        return given
+    return secrets.token_hex(8)
+
+
+def _timeout_s(query: Mapping[str, str]) -> float:
+    text = query.get("timeout")
+    if text is None:
+        return TIMEOUT_DEFAULT_S
+    try:
+        value = float(text)
+    except ValueError:
+        raise BadRequest(f"query parameter timeout: expected seconds, got {text[:40]!r}") from None
+    if not 0 < value <= TIMEOUT_MAX_S:
+        raise BadRequest(f"query parameter timeout: expected 1 to {TIMEOUT_MAX_S:g} seconds, got {text[:40]}")
+    return value
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"the body is over {bytes_max} bytes; send smaller batches")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _cors(origin: str, allowed: tuple[str, ...]) -> dict[str, str]:
+    if origin not in allowed and "*" not in allowed:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": "*" if "*" in allowed else origin,
+        "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE, OPTIONS",
+        "Access-Control-Allow-Headers": "api-key, authorization, content-type, idempotency-key, x-request-id",
+        "Access-Control-Expose-Headers": "retry-after, x-request-id",
+        "Access-Control-Max-Age": "3600",
+        "Vary": "Origin",
+    }
+
+

@@ -1,0 +1,113 @@
+"""The HTTP server of a front: connections with deadlines of their own, because aiohttp sets none for
+slow heads and silent connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+HEAD_TIMEOUT_S = 10.0
+"""From the connection, or from the first byte of a further request, to the end of its head."""
+KEEP_ALIVE_S = 75.0
+CONNECTIONS_MAX = 8192
+"""Of one front; more are closed at once."""
+_SWEEP_S = 1.0
+
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Connection(RequestHandler):
+    """One client connection that knows since when it owes the head of a request."""
+
+    __slots__ = ("_server", "head_since")
+
+    def __init__(self, server: Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+        self.head_since: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.head_since = asyncio.get_running_loop().time()
+        if not self._server.admit(self):
+            transport.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.head_since is None and self._current_request is None:
+            self.head_since = asyncio.get_running_loop().time()
+        super().data_received(data)
+
+
+class Server(web.Server):
+    """web.Server whose connections are counted, bounded and swept."""
+
+    def __init__(self, handle: Handle, *, body_bytes_max: int) -> None:
+        super().__init__(
+            self._handle_head,
+            request_factory=self._make_request,
+            keepalive_timeout=KEEP_ALIVE_S,
+            access_log=None,
+            auto_decompress=False,  # a compressed body is refused, see app.py
+        )
+        self._given = handle
+        self._body_bytes_max = body_bytes_max
+        self._open: set[Connection] = set()
+        self.refused = 0
+        self.timed_out = 0
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    def admit(self, connection: Connection) -> bool:
+        if len(self._open) >= CONNECTIONS_MAX:
+            self.refused += 1
+            return False
+        self._open.add(connection)
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+
+    async def sweep(self) -> None:
+        """Close connections that owe a head for too long; runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            oldest = loop.time() - HEAD_TIMEOUT_S
+            for connection in list(self._open):
+                if connection.head_since is not None and connection.head_since < oldest:
+                    self.timed_out += 1
+                    connection.force_close()
+                    if connection.transport is not None:
+                        connection.transport.abort()
+
+    async def _handle_head(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.head_since = None
+        return await self._given(request)
+
+    def _make_request(
+        self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=self._body_bytes_max,
+        )

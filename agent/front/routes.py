@@ -1,0 +1,135 @@
+"""The table of routes: method and path pattern → handler, with the role that each needs declared."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote
+
+from agent.front.access import Role
+from core.errors import BadRequest, NotFound, ShoalError
+
+
+@dataclass(slots=True)
+class Request:
+    """A request as handlers see it: authenticated, routed, its body read."""
+
+    method: str
+    path: str
+    parameters: tuple[str, ...]
+    """The decoded parts of the path that stand for the pattern's `*`."""
+    query: Mapping[str, str]
+    body: bytes
+    deadline: float
+    """Loop time."""
+    id: str
+    key_name: str = "anonymous"
+    role: Role = Role.ADMIN
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stream: object | None = None
+    """The aiohttp request, for the few handlers that stream."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """What a handler answers: `result` goes into the envelope, `raw` is sent as it is."""
+
+    result: bytes = b"true"
+    """Encoded JSON."""
+    status: int = 200
+    raw: bytes | None = None
+    content_type: str = "application/json"
+    headers: Mapping[str, str] | None = None
+    streamed: object | None = None
+    """An aiohttp response that is already under way."""
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the table. `free`: no key, and never refused for load (health)."""
+
+    method: str
+    pattern: str
+    needs: Role
+    handler: Handler
+    free: bool = False
+    streams: bool = False
+    """The handler reads the body itself."""
+
+
+class MethodNotAllowed(ShoalError):
+    """The path exists, not with this method."""
+
+    code, status = "method-not-allowed", 405
+
+
+class Router:
+    """Finds a route in a tree of path parts; a literal part goes before `*`."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._root: dict[str, object] = {}
+        self.routes = tuple(routes)
+        for route in self.routes:
+            node = self._root
+            for part in _parts(route.pattern):
+                node = node.setdefault(part, {})  # type: ignore[assignment]
+            methods: dict[str, Route] = node.setdefault("/", {})  # type: ignore[assignment]
+            if route.method in methods:
+                raise ValueError(f"two routes for {route.method} {route.pattern}")
+            methods[route.method] = route
+
+    def find(self, method: str, raw_path: str) -> tuple[Route, tuple[str, ...]]:
+        """The route and the path's parameters, percent-decoded. Raises NotFound, MethodNotAllowed."""
+        parts = [unquote(part) if "%" in part else part for part in _parts(raw_path)]
+        methods, parameters = self._walk(self._root, parts, ())
+        if methods is None:
+            raise NotFound(f"no such path: {raw_path[:100]}; the API is described at /openapi.json")
+        route = methods.get(method)
+        if route is None:
+            raise MethodNotAllowed(f"{method} is not allowed here; allowed: {', '.join(sorted(methods))}")
+        return route, parameters
+
+    def _walk(
+        self, node: dict[str, object], parts: list[str], parameters: tuple[str, ...]
+    ) -> tuple[dict[str, Route] | None, tuple[str, ...]]:
+        if not parts:
+            return node.get("/"), parameters  # type: ignore[return-value]
+        part, rest = parts[0], parts[1:]
+        literal = node.get(part) if part not in ("/", "*") else None
+        if literal is not None:
+            found = self._walk(literal, rest, parameters)  # type: ignore[arg-type]
+            if found[0] is not None:
+                return found
+        anything = node.get("*")
+        if anything is None:
+            return None, parameters
+        return self._walk(anything, rest, (*parameters, part))  # type: ignore[arg-type]
+
+
+def _parts(path: str) -> list[str]:
+    return path.strip("/").split("/") if path.strip("/") else []
+
+
+def parse_query(raw: str) -> dict[str, str]:
+    """The query string; of a repeated key the last counts. Raises BadRequest."""
+    if not raw:
+        return {}
+    try:
+        return {k: v[-1] for k, v in parse_qs(raw, keep_blank_values=True, max_num_fields=64).items()}
+    except ValueError as problem:
+        raise BadRequest(f"query string: {problem}") from None
+
+
+def flag(query: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """A boolean parameter of the query string. Raises BadRequest."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if text.lower() in ("true", "1"):
+        return True
+    if text.lower() in ("false", "0"):
+        return False
+    raise BadRequest(f"query parameter {name}: expected true or false, got {text[:40]!r}")

@@ -1,0 +1,179 @@
+"""The mapped page by which the store publishes to the fronts, and every process shows that it lives.
+
+One memfd, made by `main` and inherited by all (a file on disk would be stale after a crash, and
+SIGBUS on a full one). Records carry a checksum, because Python has no memory barriers: a reader
+copies a record and takes it only if the checksum holds. Each record has exactly one writer.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+import zlib
+from enum import IntFlag
+from typing import NamedTuple
+
+from core.errors import InvariantBroken, NoRoom
+
+PROCESSES_MAX = 64
+SHARDS_MAX = 4096
+METRICS_BYTES = 256 << 10
+"""Of one process; see metrics.py."""
+
+_PROCESS_BYTES = 64
+_RECORD_BYTES = 256
+_PROCESSES_AT = 4096
+_NODE_AT = _PROCESSES_AT + PROCESSES_MAX * _PROCESS_BYTES
+_SHARDS_AT = _NODE_AT + 4096
+_METRICS_AT = _SHARDS_AT + SHARDS_MAX * _RECORD_BYTES
+PAGE_BYTES = _METRICS_AT + PROCESSES_MAX * METRICS_BYTES
+
+MAIN, STORE, BUILDER, FIRST_FRONT = 0, 1, 2, 3
+"""Which place a process has in the page."""
+
+
+class ShardFlag(IntFlag):
+    OPEN = 1
+    IN_SYNC = 2
+    DAMAGED = 4
+    BUILDING = 8  # a fold or a vacuum runs, or one is due
+
+
+class NodeFlag(IntFlag):
+    READY = 1
+    DISK_LOW = 2
+    MEMORY_LOW = 4
+    STOPPING = 8
+
+
+class ShardRecord(NamedTuple):
+    """What a search must know of a shard. Counts in slots; `edits` is odd while columns are edited."""
+
+    collection: int = 0
+    shard: int = 0
+    incarnation: int = 0
+    promised: int = 0
+    manifest: int = 0
+    slot_low: int = 0
+    slot_high: int = 0
+    applied: int = 0
+    edits: int = 0
+    points: int = 0
+    built: int = 0
+    schema: int = 0
+    flags: int = 0
+
+
+class NodeRecord(NamedTuple):
+    """What all fronts must know of the node."""
+
+    epoch: int = 0
+    settings: int = 0
+    flags: int = 0
+    shards: int = 0
+    """How many shard records have ever been taken; closed ones keep their place."""
+
+
+class ProcessRecord(NamedTuple):
+    pid: int
+    tick_ns: int
+    """CLOCK_MONOTONIC, the same in all processes of a machine."""
+
+
+_SHARD = struct.Struct("<13Q")
+_NODE = struct.Struct("<4Q")
+_PROCESS = struct.Struct("<2Q")
+_CRC = struct.Struct("<I")
+_READ_TRIES = 10_000
+
+
+class Page:
+    """A process's view of the mapped page."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, PAGE_BYTES)
+
+    @classmethod
+    def make(cls) -> Page:
+        fd = os.memfd_create("shoal-page", 0)  # no MFD_CLOEXEC: children inherit it
+        os.ftruncate(fd, PAGE_BYTES)
+        return cls(fd)
+
+    def write_shard(self, place: int, record: ShardRecord) -> None:
+        self._write(_SHARDS_AT + place * _RECORD_BYTES, _SHARD.pack(*record))
+
+    def shard(self, place: int) -> ShardRecord:
+        return ShardRecord._make(_SHARD.unpack(self._read(_SHARDS_AT + place * _RECORD_BYTES, _SHARD.size)))
+
+    def write_node(self, record: NodeRecord) -> None:
+        self._write(_NODE_AT, _NODE.pack(*record))
+
+    def node(self) -> NodeRecord:
+        return NodeRecord._make(_NODE.unpack(self._read(_NODE_AT, _NODE.size)))
+
+    def tick(self, place: int) -> None:
+        """Say that this process's loop runs."""
+        body = _PROCESS.pack(os.getpid(), time.monotonic_ns())
+        self._write(_PROCESSES_AT + place * _PROCESS_BYTES, body)
+
+    def process(self, place: int) -> ProcessRecord:
+        """The last tick of a process; pid 0 if it never ticked."""
+        return ProcessRecord._make(
+            _PROCESS.unpack(self._read(_PROCESSES_AT + place * _PROCESS_BYTES, _PROCESS.size))
+        )
+
+    def forget_process(self, place: int) -> None:
+        """A new process takes this place and has not ticked yet. Called by `main` only."""
+        self._write(_PROCESSES_AT + place * _PROCESS_BYTES, _PROCESS.pack(0, 0))
+
+    def metrics(self, place: int) -> memoryview:
+        """The counters of one process, for metrics.py."""
+        at = _METRICS_AT + place * METRICS_BYTES
+        return memoryview(self._map)[at : at + METRICS_BYTES]
+
+    def _write(self, at: int, body: bytes) -> None:
+        self._map[at : at + len(body) + 4] = body + _CRC.pack(zlib.crc32(body))
+
+    def _read(self, at: int, size: int) -> bytes:
+        for _ in range(_READ_TRIES):
+            raw = self._map[at : at + size + 4]
+            body = raw[:size]
+            (crc,) = _CRC.unpack_from(raw, size)
+            # A record never written is all zero; crc32 of zeros is not zero.
+            if crc == zlib.crc32(body) or not any(raw):
+                return body
+        raise InvariantBroken(f"page record at {at} does not settle: two writers, or damaged memory")
+
+
+class ShardPlaces:
+    """The store's side of the shard records: which place each shard has."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._places: dict[tuple[int, int], int] = {}
+
+    def place(self, collection: int, shard: int) -> int:
+        """The shard's place; drawn at first use. Raises NoRoom over SHARDS_MAX."""
+        key = (collection, shard)
+        if key not in self._places:
+            node = self._page.node()
+            free = self._reusable()
+            place = node.shards if free is None else free
+            if place >= SHARDS_MAX:
+                raise NoRoom(f"this node holds {SHARDS_MAX} shards, the most it can; delete a collection")
+            self._places[key] = place
+            if free is None:
+                self._page.write_node(node._replace(shards=place + 1))
+        return self._places[key]
+
+    def release(self, collection: int, shard: int) -> None:
+        """The shard is closed: fronts stop using it, and its place may serve another."""
+        place = self._places.pop((collection, shard))
+        self._page.write_shard(place, ShardRecord())
+
+    def _reusable(self) -> int | None:
+        taken = set(self._places.values())
+        return next((p for p in range(self._page.node().shards) if p not in taken), None)
