@@ -1,0 +1,170 @@
+"""The StateStore on voters: drives the proposer of core/consensus/register.py over acceptors.
+
+Today's only voter is the acceptor of this process; more are added as further `Voter`s, not as another path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.store.state.port import VersionConflict, Versioned
+from core.consensus.register import (
+    Again,
+    Answer,
+    Ballots,
+    Cell,
+    Change,
+    Conflicting,
+    Done,
+    Effect,
+    Found,
+    Operation,
+    Outcome,
+    Read,
+    Request,
+    Send,
+    Unsettled,
+    Value,
+    VoterSet,
+    Write,
+    Written,
+)
+from core.errors import ShoalError, Unavailable
+
+ROUND_TIMEOUT_S = 2.0
+ROUNDS_MAX = 8
+BACKOFF_S_MAX = 0.1
+
+
+class Voter(Protocol):
+    """An acceptor, wherever it lives. Raises a ShoalError if it cannot answer."""
+
+    async def handle(self, request: Request) -> Answer: ...
+
+    async def wait_accepted(self, key: str, after_version: int) -> Cell: ...
+
+    async def keys(self, prefix: str) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    voter: str
+    answer: Answer | ShoalError
+
+
+class QuorumState:
+    """A StateStore over a set of voters. `proposer` must be new at every start of this process."""
+
+    def __init__(
+        self, voters: VoterSet, acceptors: Mapping[str, Voter], *, proposer: str, chance: random.Random
+    ) -> None:
+        self._voters = voters
+        self._acceptors = dict(acceptors)
+        self._ballots = Ballots(proposer)
+        self._proposer = proposer
+        self._writes = 0
+        self._chance = chance
+        # Operations of one process on one key go one after another, or they would outbid each other.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def read(self, key: str) -> Versioned:
+        match await self._settle(key, Read()):
+            case Found(value):
+                return _versioned(value)
+            case other:
+                raise AssertionError(other)
+
+    async def compare_and_set(self, key: str, version: int, value: bytes) -> int | VersionConflict:
+        return await self._write(key, version, value)
+
+    async def delete(self, key: str, version: int) -> int | VersionConflict:
+        return await self._write(key, version, None)
+
+    async def watch(self, key: str, after_version: int) -> Versioned:
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(a.wait_accepted(key, after_version)) for a in self._acceptors.values()]
+            done, late = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in late:
+                wait.cancel()
+        return _versioned(done.pop().result().value)
+
+    async def list(self, prefix: str) -> dict[str, Versioned]:
+        keys: set[str] = set()
+        for acceptor in self._acceptors.values():
+            keys |= set(await acceptor.keys(prefix))
+        found = {key: await self.read(key) for key in sorted(keys)}
+        return {key: v for key, v in found.items() if v.value is not None}
+
+    async def _write(self, key: str, version: int, data: bytes | None) -> int | VersionConflict:
+        self._writes += 1
+        tag = f"{self._proposer}/{self._writes}"
+        match await self._settle(key, Write(version, data, tag)):
+            case Written(new_version):
+                return new_version
+            case Conflicting(current):
+                return VersionConflict(_versioned(current))
+            case Unsettled():
+                raise Unavailable(
+                    f"register {key}: no voter remembers if this write took effect; read it again"
+                )
+            case Found() as other:
+                raise AssertionError(other)
+
+    async def _settle(self, key: str, change: Change) -> Outcome:
+        async with self._turns[key]:
+            operation = Operation(key, change)
+            above, problem = 0, "no voter answered"
+            for attempt in range(ROUNDS_MAX):
+                begun = operation.begin(self._ballots.next(above), self._voters)
+                result = await self._round(operation, begun)
+                if isinstance(result, Done):
+                    return result.outcome
+                if isinstance(result, Again):
+                    above, problem = result.counter, "other proposers outbid it"
+                else:
+                    problem = result
+                await asyncio.sleep(self._chance.random() * min(BACKOFF_S_MAX, 0.002 * 2**attempt))
+        raise Unavailable(f"register {key}: not settled in {ROUNDS_MAX} rounds: {problem}")
+
+    async def _round(self, operation: Operation, effects: Sequence[Effect]) -> Done | Again | str:
+        """One ballot. A voter that fails is only silent; if too many are: why the last one failed."""
+        heard: asyncio.Queue[_Heard] = asyncio.Queue()
+        asked: list[asyncio.Task[None]] = []
+        problem = f"no quorum within {ROUND_TIMEOUT_S} s"
+        with suppress(TimeoutError):  # the problem is returned below
+            async with asyncio.timeout(ROUND_TIMEOUT_S), asyncio.TaskGroup() as group:
+                answers = 0
+                while True:
+                    for effect in effects:
+                        if not isinstance(effect, Send):
+                            for task in asked:
+                                task.cancel()
+                            return effect
+                        asked.append(group.create_task(self._ask(effect, heard)))
+                    if answers == len(asked):
+                        return problem
+                    got = await heard.get()
+                    answers += 1
+                    effects = []
+                    if isinstance(got.answer, ShoalError):
+                        problem = str(got.answer)
+                    else:
+                        effects = operation.on_answer(got.voter, got.answer)
+        return problem
+
+    async def _ask(self, send: Send, heard: asyncio.Queue[_Heard]) -> None:
+        try:
+            answer: Answer | ShoalError = await self._acceptors[send.voter].handle(send.request)
+        except ShoalError as e:
+            answer = e
+        heard.put_nowait(_Heard(send.voter, answer))
+
+
+def _versioned(value: Value) -> Versioned:
+    return Versioned(value.data, value.version)
