@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 EARTH_RADIUS_M = 6_371_008.8  # the mean radius of the IUGG
@@ -63,7 +64,7 @@ def _side(point: GeoPoint, ring: Ring) -> int:
     """1 inside, 0 on the line, -1 outside: crossings of a ray, on the plane of degrees."""
     x, y = point.lon, point.lat
     inside = False
-    for a, b in zip(ring, ring[1:], strict=False):
+    for a, b in pairwise(ring):
         cross = (b.lon - a.lon) * (y - a.lat) - (b.lat - a.lat) * (x - a.lon)
         if (
             cross == 0

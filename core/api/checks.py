@@ -25,6 +25,7 @@ class Limits:
     prefetches_max: int = 256
     formula_nodes_max: int = 4_096
     examples_max: int = 4_096
+    matrix_sample_max: int = 10_000
     vector_size_max: int = 65_536
     vectors_max: int = 256
     shards_max: int = 1_024
@@ -87,5 +88,7 @@ def check_name(kind: str, name: str) -> str:
 
 def one_of(field: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise BadRequest(f"Wrong input: {field}: unknown variant {show(value)}, expected one of {', '.join(allowed)}")
+        raise BadRequest(
+            f"Wrong input: {field}: unknown variant {show(value)}, expected one of {', '.join(allowed)}"
+        )
     return value

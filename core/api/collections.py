@@ -174,7 +174,9 @@ def vector_params(body: VectorBody, where: str, limits: Limits = DEFAULT_LIMITS)
     within(f"{where}.size", body.size, 1, limits.vector_size_max)
     check_hnsw(f"{where}.hnsw_config", body.hnsw_config)
     if body.hnsw_config is not None and body.hnsw_config.graph_dtype is not None:
-        raise BadRequest(f"{where}.hnsw_config.graph_dtype: is set in the collection's hnsw_config, for all vectors")
+        raise BadRequest(
+            f"{where}.hnsw_config.graph_dtype: is set in the collection's hnsw_config, for all vectors"
+        )
     check_quantization(f"{where}.quantization_config", body.quantization_config)
     return VectorParams(
         size=body.size,
@@ -187,7 +189,9 @@ def vector_params(body: VectorBody, where: str, limits: Limits = DEFAULT_LIMITS)
     )
 
 
-def _patched_vectors(old: Mapping[str, VectorParams], diffs: Mapping[str, VectorDiff]) -> dict[str, VectorParams]:
+def _patched_vectors(
+    old: Mapping[str, VectorParams], diffs: Mapping[str, VectorDiff]
+) -> dict[str, VectorParams]:
     vectors = dict(old)
     for name, diff in diffs.items():
         if name not in vectors:
@@ -221,7 +225,7 @@ def _check_graph_dtype(config: CollectionParams) -> None:
     for name, params in config.vectors.items():
         if params.distance is not Distance.COSINE:
             raise BadRequest(
-                f"hnsw_config.graph_dtype: i8 works for Cosine only, vector {name!r} is {params.distance.value}"
+                f"hnsw_config.graph_dtype: i8 is for Cosine only, vector {name!r} is {params.distance.value}"
             )
 
 
@@ -240,7 +244,8 @@ def check_hnsw(where: str, hnsw: Hnsw | None) -> None:
     if hnsw is None:
         return
     for field, lowest in (
-        ("m", 0), ("ef_construct", 4), ("full_scan_threshold", 10), ("max_indexing_threads", 0), ("payload_m", 0)
+        ("m", 0), ("ef_construct", 4), ("full_scan_threshold", 10), ("max_indexing_threads", 0),
+        ("payload_m", 0),
     ):  # fmt: skip
         at_least(f"{where}.{field}", getattr(hnsw, field), lowest)
     # A graph with more links or candidates than this would take the machine's memory, not find more.
@@ -272,7 +277,13 @@ def check_optimizers(where: str, given: Optimizers | None) -> None:
         at_least(f"{where}.max_optimization_threads", given.max_optimization_threads, 0)
 
 
-_STRICT_FROM_ONE = ("max_query_limit", "max_timeout", "read_rate_limit", "write_rate_limit", "max_points_count")
+_STRICT_FROM_ONE = (
+    "max_query_limit",
+    "max_timeout",
+    "read_rate_limit",
+    "write_rate_limit",
+    "max_points_count",
+)
 
 
 def check_strict_mode(where: str, given: StrictMode | None) -> None:

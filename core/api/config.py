@@ -144,7 +144,7 @@ class PayloadStorage(Struct, frozen=True, omit_defaults=True):
 
 
 class CollectionParams(Struct, frozen=True, omit_defaults=True):
-    """A collection's whole configuration. Treat the dicts inside as frozen: every change makes a new value."""
+    """A collection's whole configuration. The dicts inside are frozen, too: a change makes a new value."""
 
     vectors: dict[str, VectorParams] = {}
     unnamed: bool = False  # the one vector "" was given, and is echoed, without a name

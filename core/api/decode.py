@@ -1,4 +1,4 @@
-"""JSON bodies to typed requests: one way in, and every mistake in them is a BadRequest that names the field."""
+"""JSON bodies to typed requests: one way in; every mistake is a BadRequest that names the field."""
 
 from __future__ import annotations
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from core import filters as f
 from core.api.checks import DEFAULT_LIMITS, Limits, at_least, invalid, show
+from core.api.decode import decode
 from core.datetimes import parse_datetime
 from core.errors import BadRequest
 from core.geo import GeoPoint, Ring
@@ -17,7 +20,7 @@ from core.hashing import PointId, id_key
 from core.payload import Path, parse_path
 
 
-class MatchBody(Struct, frozen=True):
+class MatchBody(Struct, frozen=True, omit_defaults=True):
     value: str | int | bool | None = None
     any: list[str | int] | None = None
     except_: list[str | int] | None = field(name="except", default=None)
@@ -27,64 +30,64 @@ class MatchBody(Struct, frozen=True):
     prefix: str | None = None
 
 
-class RangeBody(Struct, frozen=True):
+class RangeBody(Struct, frozen=True, omit_defaults=True):
     lt: float | str | None = None
     lte: float | str | None = None
     gt: float | str | None = None
     gte: float | str | None = None
 
 
-class GeoPointBody(Struct, frozen=True):
+class GeoPointBody(Struct, frozen=True, omit_defaults=True):
     lat: float
     lon: float
 
 
-class GeoRadiusBody(Struct, frozen=True):
+class GeoRadiusBody(Struct, frozen=True, omit_defaults=True):
     center: GeoPointBody
     radius: float
 
 
-class GeoBoxBody(Struct, frozen=True):
+class GeoBoxBody(Struct, frozen=True, omit_defaults=True):
     top_left: GeoPointBody
     bottom_right: GeoPointBody
 
 
-class GeoLineBody(Struct, frozen=True):
+class GeoLineBody(Struct, frozen=True, omit_defaults=True):
     points: list[GeoPointBody]
 
 
-class GeoPolygonBody(Struct, frozen=True):
+class GeoPolygonBody(Struct, frozen=True, omit_defaults=True):
     exterior: GeoLineBody
     interiors: list[GeoLineBody] | None = None
 
 
-class CountBody(Struct, frozen=True):
+class CountBody(Struct, frozen=True, omit_defaults=True):
     lt: int | None = None
     lte: int | None = None
     gt: int | None = None
     gte: int | None = None
 
 
-class FieldBody(Struct, frozen=True):
+class FieldBody(Struct, frozen=True, omit_defaults=True):
     key: str
 
 
-class SliceBody(Struct, frozen=True):
+class SliceBody(Struct, frozen=True, omit_defaults=True):
     total: int
     index: int
 
 
-class NestedBody(Struct, frozen=True):
+class NestedBody(Struct, frozen=True, omit_defaults=True):
     key: str
     filter: FilterBody
 
 
-class MinShouldBody(Struct, frozen=True):
+class MinShouldBody(Struct, frozen=True, omit_defaults=True):
     conditions: list[ConditionBody]
     min_count: int
 
 
-class FilterBody(Struct, frozen=True, forbid_unknown_fields=True):
+class FilterBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A filter. A misspelt clause is refused, as it would otherwise match, and perhaps delete, everything."""
 
     must: ConditionBody | list[ConditionBody] | None = None
@@ -93,7 +96,7 @@ class FilterBody(Struct, frozen=True, forbid_unknown_fields=True):
     min_should: MinShouldBody | None = None
 
 
-class ConditionBody(Struct, frozen=True, forbid_unknown_fields=True):
+class ConditionBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Any condition: which one it is, its fields say. Without any field it is the empty filter."""
 
     key: str | None = None
@@ -113,6 +116,9 @@ class ConditionBody(Struct, frozen=True, forbid_unknown_fields=True):
     should: ConditionBody | list[ConditionBody] | None = None
     must_not: ConditionBody | list[ConditionBody] | None = None
     min_should: MinShouldBody | None = None
+
+
+_UNLIMITED = Limits(filter_depth_max=1 << 62, filter_conditions_max=1 << 62)
 
 
 @dataclass(slots=True)
@@ -136,6 +142,21 @@ def parse_filter(body: FilterBody | None, limits: Limits = DEFAULT_LIMITS) -> f.
         return None
     parsed = _filter(body, _Budget(limits), 1)
     return None if parsed.restricts_nothing else parsed
+
+
+def filter_json(body: FilterBody | None, limits: Limits = DEFAULT_LIMITS) -> bytes | None:
+    """A checked filter in its shortest JSON, as the log keeps it. `{}` restricts nothing."""
+    if body is None:
+        return None
+    parse_filter(body, limits)
+    return msgspec.json.encode(body)
+
+
+@lru_cache(maxsize=256)
+def read_filter(where: bytes) -> f.Filter:
+    """The filter that filter_json wrote. It was within its limits then, and is not refused by today's."""
+    body = decode(FilterBody, where)
+    return _filter(body, _Budget(_UNLIMITED), 1)
 
 
 def parse_condition(body: ConditionBody, limits: Limits = DEFAULT_LIMITS) -> f.Condition:
@@ -280,7 +301,9 @@ def _moment(bound: Any, path: Path) -> int | None:
         return None
     micros = parse_datetime(bound)
     if micros is None:
-        raise BadRequest(f"Wrong input: filter: range of {show(str(path))}: {show(bound)} is no RFC 3339 datetime")
+        raise BadRequest(
+            f"Wrong input: filter: range of {show(str(path))}: {show(bound)} is no RFC 3339 datetime"
+        )
     return micros
 
 
@@ -300,5 +323,7 @@ def _ring(body: GeoLineBody, path: Path) -> Ring:
         )
     ring = tuple(_point(point, path) for point in body.points)
     if ring[0] != ring[-1]:
-        raise BadRequest(f"Wrong input: filter: polygon of {show(str(path))}: its last point must be its first")
+        raise BadRequest(
+            f"Wrong input: filter: polygon of {show(str(path))}: its last point must be its first"
+        )
     return ring

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 from msgspec import Raw, Struct
 
-from core import filters
 from core.api.checks import DEFAULT_LIMITS, Limits, at_most, invalid, refuse_shard_key
 from core.api.config import VectorParams
-from core.api.filters import FilterBody, parse_filter
+from core.api.filters import FilterBody, filter_json
 from core.api.vectors import VectorRows, pack_default, pack_named, params_of
 from core.errors import BadRequest
 from core.hashing import IdKey, PointId, id_key
@@ -113,13 +112,12 @@ class UpdateBatch(Struct, frozen=True):
 class Chosen:
     """The points an operation is about: those with these keys, and those that match the filter.
 
-    Of the two only vector deletion may have both. `filter` of the empty filter means every point.
+    Of the two only vector deletion may have both. `where` is a checked filter as JSON, which is what the
+    log keeps; core.api.filters.read_filter reads it. `{}` means every point.
     """
 
     keys: tuple[IdKey, ...] | None = None
-    filter: filters.Filter | None = None
     where: bytes | None = None
-    """The filter as JSON, as the log keeps it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,8 +128,7 @@ class UpsertPoints:
     vectors: dict[str, VectorRows]
     payloads: tuple[bytes, ...]  # JSON objects as received, or empty
     mode: UpdateMode = "upsert"
-    update_filter: filters.Filter | None = None
-    update_where: bytes | None = None  # the same as JSON, as the log keeps it
+    update_where: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +140,6 @@ class DeletePoints:
 class EditVectors:
     keys: tuple[IdKey, ...]
     vectors: dict[str, VectorRows]
-    update_filter: filters.Filter | None = None
     update_where: bytes | None = None
 
 
@@ -209,8 +205,7 @@ def parse_upsert(body: Upsert, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
         vectors=packed,
         payloads=tuple(payloads),
         mode=body.update_mode or "upsert",
-        update_filter=parse_filter(body.update_filter, limits),
-        update_where=_json(body.update_filter),
+        update_where=filter_json(body.update_filter, limits),
     )
 
 
@@ -266,7 +261,9 @@ def _last_of_each(ids: Sequence[PointId]) -> tuple[tuple[IdKey, ...], list[int] 
     return tuple(last), list(last.values())
 
 
-def parse_update_vectors(body: UpdateVectors, vectors: Vectors, limits: Limits = DEFAULT_LIMITS) -> EditVectors:
+def parse_update_vectors(
+    body: UpdateVectors, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
+) -> EditVectors:
     """Of a point that comes twice, later vectors replace earlier ones by name."""
     refuse_shard_key(body.shard_key)
     if not body.points:
@@ -278,7 +275,7 @@ def parse_update_vectors(body: UpdateVectors, vectors: Vectors, limits: Limits =
     if len(keys) < len(given):
         place = {key: i for i, key in enumerate(keys)}
         packed = {name: _folded(v, [place[key] for key in given], len(keys)) for name, v in packed.items()}
-    return EditVectors(keys, packed, parse_filter(body.update_filter, limits), _json(body.update_filter))
+    return EditVectors(keys, packed, filter_json(body.update_filter, limits))
 
 
 def _folded(given: VectorRows, places: list[int], n: int) -> VectorRows:
@@ -316,7 +313,9 @@ def parse_delete_payload(body: DeletePayload, limits: Limits = DEFAULT_LIMITS) -
     return DropPayloadKeys(paths, choose(body.points, body.filter, body.shard_key, limits))
 
 
-def parse_delete_vectors(body: DeleteVectors, vectors: Vectors, limits: Limits = DEFAULT_LIMITS) -> DropVectors:
+def parse_delete_vectors(
+    body: DeleteVectors, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
+) -> DropVectors:
     if not body.vector:
         raise invalid("vector", "must specify vector names to delete")
     for name in body.vector:
@@ -324,7 +323,7 @@ def parse_delete_vectors(body: DeleteVectors, vectors: Vectors, limits: Limits =
     refuse_shard_key(body.shard_key)
     if body.points is None and body.filter is None:
         raise _nothing_chosen()
-    chosen = Chosen(_keys(body.points), _filter(body.filter, limits), _json(body.filter))
+    chosen = Chosen(_keys(body.points), filter_json(body.filter, limits))
     return DropVectors(tuple(dict.fromkeys(body.vector)), chosen)
 
 
@@ -336,7 +335,7 @@ def choose(
     if points is not None:
         return Chosen(keys=_keys(points))
     if filter_ is not None:
-        return Chosen(filter=_filter(filter_, limits), where=_json(filter_))
+        return Chosen(where=filter_json(filter_, limits))
     raise _nothing_chosen()
 
 
@@ -350,16 +349,6 @@ def _keys(points: Sequence[PointId] | None) -> tuple[IdKey, ...] | None:
     if not points:
         raise BadRequest("Wrong input: points: the list of ids is empty")
     return tuple(dict.fromkeys([id_key(one) for one in points]))
-
-
-def _filter(body: FilterBody | None, limits: Limits) -> filters.Filter | None:
-    if body is None:
-        return None
-    return parse_filter(body, limits) or filters.Filter()
-
-
-def _json(body: FilterBody | None) -> bytes | None:
-    return None if body is None else msgspec.json.encode(body)
 
 
 def _given_payload(raw: Raw) -> Payload:
@@ -377,7 +366,9 @@ def parse_operations(
 ) -> tuple[Operation, ...]:
     """All operations of a batch, in order. Raises before any of them has begun."""
     at_most("operations", len(body.operations), limits.batch_max)
-    return tuple(_operation(f"operations[{i}]", one, vectors, limits) for i, one in enumerate(body.operations))
+    return tuple(
+        _operation(f"operations[{i}]", one, vectors, limits) for i, one in enumerate(body.operations)
+    )
 
 
 def _operation(where: str, one: OperationBody, vectors: Vectors, limits: Limits) -> Operation:
