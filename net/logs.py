@@ -4,8 +4,8 @@
     log.info("request.slow", path="/collections/docs/points/query", took_ms=1204)
 
 There is nothing to configure process-wide: whoever logs is handed a `Log`, and binds what it knows. A reader
-of stderr that stops reading must not stop a node: a line that can't be written at once is dropped and counted,
-and the count is the next thing said (`log.dropped`). Several processes share one stderr: a line is never longer
+of stderr that stops reading must not stop a node: what can't be written at once is dropped and counted, and
+the count is the next thing said (`log.dropped`). Several processes share one stderr: a line is never longer
 than what a pipe takes in one piece.
 """
 
