@@ -69,7 +69,9 @@ def parse_path(text: str) -> Path:
 
 def _bad_path(text: str) -> BadRequest:
     shown = text if len(text) <= 80 else text[:79] + "…"
-    return BadRequest(f"Wrong input: Invalid payload path: {shown!r}, expected for example a.b, a[].b or \"a b\".c")
+    return BadRequest(
+        f'Wrong input: Invalid payload path: {shown!r}, expected for example a.b, a[].b or "a b".c'
+    )
 
 
 # -- reading ------------------------------------------------------------------------------------------------

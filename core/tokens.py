@@ -94,9 +94,7 @@ def phrase_of(text: str, options: TextOptions) -> TextTest:
 
     def test(value: str) -> bool:
         found = query_tokens_of(value, options)
-        return bool(wanted) and any(
-            found[i : i + length] == wanted for i in range(len(found) - length + 1)
-        )
+        return bool(wanted) and any(found[i : i + length] == wanted for i in range(len(found) - length + 1))
 
     return test
 

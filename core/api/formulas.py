@@ -13,7 +13,6 @@ from core.api.filters import ConditionBody, parse_condition
 from core.datetimes import parse_datetime
 from core.errors import BadRequest
 from core.filters import Filter
-from core.geo import GeoPoint
 from core.payload import parse_path
 from core.query import formula as e
 
@@ -78,7 +77,8 @@ class _Parser:
         if not given:
             return e.Condition(Filter())
         body = convert(ConditionBody, given, at)
-        return e.Condition(parse_condition(body, self._limits))
+        condition = parse_condition(body, self._limits)
+        return e.Condition(condition if isinstance(condition, Filter) else Filter(must=(condition,)))
 
     def unary(self, name: str, given: Any, at: str, depth: int) -> e.Expression:
         operator = cast(Literal["neg", "abs", "sqrt", "exp", "log10", "ln", "acosh"], name)
@@ -114,7 +114,7 @@ class _Parser:
         lat, lon = (_number(origin[axis], f"{at}.origin.{axis}") for axis in ("lat", "lon"))
         if not (-90 <= lat <= 90 and -180 <= lon <= 180):
             raise BadRequest(f"Wrong input: {at[:80]}.origin: lat {lat}, lon {lon} is no point on the globe")
-        return e.GeoDistance(GeoPoint(lat, lon), str(parse_path(_text(parts["to"], f"{at}.to"))))
+        return e.GeoDistance(lat, lon, str(parse_path(_text(parts["to"], f"{at}.to"))))
 
     def datetime(self, name: str, given: Any, at: str, depth: int) -> e.Expression:
         micros = parse_datetime(_text(given, at))
