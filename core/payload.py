@@ -142,11 +142,7 @@ def decode_payload(raw: bytes) -> Payload:
 
 
 def encode_payload(payload: Payload) -> bytes:
-    try:
-        return msgspec.json.encode(payload)
-    except OverflowError:
-        # An integer beyond 64 bits can be read, not written; as JSON it stands for a float anyway.
-        return msgspec.json.encode(_floats_for_huge(payload))
+    return msgspec.json.encode(payload)
 
 
 def _depth(value: Any) -> int:
@@ -160,16 +156,6 @@ def _depth(value: Any) -> int:
             if isinstance(child, (dict, list))
         ]
     return depth
-
-
-def _floats_for_huge(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _floats_for_huge(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_floats_for_huge(item) for item in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return float(value)
-    return value
 
 
 # -- editing: each returns a new payload and leaves the old one alone ----------------------------------------
