@@ -17,8 +17,8 @@ _IN_TEXTS_MIN, _IN_TEXTS_SHARE_MAX = 2, 0.3
 _OVERSAMPLE, _POWER_STEPS, _SEED = 16, 4, 20_260_101
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]{2,}(?![a-z])")
 _STOP_WORDS = """
-a an and are as at be been but by can do does for from has have how i if in into is it its not of on or so such
-than that the their them then there these they this to was we what when where which will with you your
+a an and are as at be been but by can do does for from has have how i if in into is it its not of on or so
+such than that the their them then there these they this to was we what when where which will with you your
 """
 _STOP = frozenset(_STOP_WORDS.split())
 
