@@ -5,6 +5,7 @@ The hash decides where every point lives, for ever: its test vectors must never 
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import NewType
 
@@ -16,6 +17,8 @@ IdKey = NewType("IdKey", bytes)
 
 KEY_BYTES = 17
 _MASK = (1 << 64) - 1
+_HYPHENATED = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_UUID = re.compile(rf"[0-9a-fA-F]{{32}}|(?:urn:uuid:)?{_HYPHENATED}|\{{{_HYPHENATED}\}}")
 
 
 def splitmix64(x: int) -> int:
@@ -30,15 +33,15 @@ def id_key(point_id: PointId) -> IdKey:
     """The key of a number in 0..2^64-1, or of a UUID in any of its spellings. Raises BadRequest."""
     if isinstance(point_id, int):
         if not 0 <= point_id <= _MASK:
-            raise BadRequest(f"point id {point_id} is not in 0..2^64-1")
+            raise BadRequest(f"point id {str(point_id)[:40]} is not in 0..2^64-1")
         return IdKey(b"\x00" + point_id.to_bytes(16, "big"))
-    try:
-        return IdKey(b"\x01" + uuid.UUID(point_id).bytes)
-    except ValueError:
+    # uuid.UUID also takes hyphens and braces anywhere, and digits of other scripts.
+    if _UUID.fullmatch(point_id) is None:
         raise BadRequest(
             f"value {point_id[:64]!r} is not a valid point ID, "
             "valid values are either an unsigned integer or a UUID"
-        ) from None
+        )
+    return IdKey(b"\x01" + bytes.fromhex(point_id.removeprefix("urn:uuid:").strip("{}").replace("-", "")))
 
 
 def point_id(key: bytes) -> PointId:
