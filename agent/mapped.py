@@ -36,7 +36,7 @@ class MappedFile:
         self._bytes: U8 = np.empty(0, np.uint8)
 
     def bytes(self, count: int) -> U8:
-        """The first `count` bytes, read only. Raises FileNotFoundError, or EOFError if the file is shorter."""
+        """The first `count` bytes, read only. Raises FileNotFoundError, or EOFError if there are fewer."""
         if count > len(self._bytes):
             self._remap(count)
         return self._bytes[:count]
@@ -76,9 +76,10 @@ class GrowingFile:
         self.size = os.fstat(self._fd).st_size
         self._bytes: U8 | None = None
         self.dirty = False
+        self._punched = 0
 
     def reserve(self, size: int) -> None:
-        """Make the file at least `size` bytes long, with blocks. Raises OSError (ENOSPC) and changes nothing."""
+        """Make the file at least `size` bytes long, with blocks. Raises OSError (ENOSPC)."""
         if size <= self.size:
             return
         step = min(max(self.size // 8, _STEP_MIN), _STEP_MAX)
@@ -113,9 +114,12 @@ class GrowingFile:
             self.dirty = False  # before, so that a write beside the fsync counts for the next one
             self._files.sync(self._fd)
 
-    def punch_below(self, offset: int) -> None:
-        """Give back the whole pages below `offset`; they read as zeros afterwards."""
-        self._files.punch(self._fd, 0, offset // PAGE * PAGE)
+    def punch_below(self, offset: int, unit: int = PAGE) -> None:
+        """Give back the whole units (of pages) below `offset`; they read as zeros afterwards."""
+        end = offset // unit * unit
+        if end > self._punched:
+            self._files.punch(self._fd, 0, end)
+            self._punched = end
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -125,7 +129,7 @@ class GrowingFile:
 
 
 class GrowingBits:
-    """A bitmap by slot in a growing file, bit (slot & 7) of byte slot >> 3; readers see each byte change at once."""
+    """A bitmap by slot in a growing file: bit (slot & 7) of byte slot >> 3."""
 
     def __init__(self, path: Path, files: Files) -> None:
         self.file = GrowingFile(path, files)
@@ -145,7 +149,8 @@ class GrowingBits:
             self.file.dirty = True
 
     def get(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return (self.file.bytes()[slots >> 3] & _bit(slots)) != 0
+        found: npt.NDArray[np.bool_] = (self.file.bytes()[slots >> 3] & _bit(slots)) != 0
+        return found
 
     def replace(self, slots: npt.NDArray[np.int64], count: int) -> None:
         """Make the bitmap hold exactly `slots`, all below `count`; what lies beyond is cleared too."""
@@ -161,4 +166,5 @@ class GrowingBits:
 
 
 def _bit(slots: npt.NDArray[np.int64]) -> U8:
-    return np.left_shift(1, slots & 7).astype(np.uint8)
+    bits: U8 = np.left_shift(1, slots & 7).astype(np.uint8)
+    return bits

@@ -44,6 +44,8 @@ class ShardSchema(Struct, frozen=True):
     version: int = 0
     vectors: dict[int, VectorParams] = {}
     columns: dict[int, ColumnParams] = {}
+    names: dict[str, int] = {}
+    """Names of the vectors, as filters in the log spell them."""
 
 
 class Segment(Struct, frozen=True):

@@ -1,0 +1,57 @@
+"""An operation's filter as a test of stored rows; decided when the operation is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import fields
+
+import msgspec
+import numpy as np
+
+from agent.points_reader import Row
+from agent.store.manifest import ShardSchema
+from agent.store.vectors import VectorFile
+from core.api.filters import FilterBody, parse_filter
+from core.filters import TextIndexes, compile_filter
+from core.payload import decode_payload, parse_path
+from core.tokens import TextOptions
+
+PointTest = Callable[[Row], bool]
+_TEXT_OPTIONS = tuple(field.name for field in fields(TextOptions))
+_decoder = msgspec.json.Decoder(FilterBody)
+
+
+class _VectorsOf(Container[str]):
+    """The names of the vectors that a slot has, looked up only if the filter asks."""
+
+    def __init__(self, slot: int, names: Mapping[str, int], vectors: Mapping[int, VectorFile]) -> None:
+        self._slot = slot
+        self._names = names
+        self._vectors = vectors
+
+    def __contains__(self, name: object) -> bool:
+        vector = self._vectors.get(self._names.get(str(name), -1))
+        return vector is not None and bool(vector.has_it(np.array([self._slot]))[0])
+
+
+def text_indexes(schema: ShardSchema) -> TextIndexes:
+    """On which paths `text` conditions compare tokens, and how they are cut."""
+    return {
+        parse_path(column.path): msgspec.convert(_known(column.params), TextOptions)
+        for column in schema.columns.values()
+        if column.type == "text"
+    }
+
+
+def _known(params: Mapping[str, object]) -> dict[str, object]:
+    return {name: params[name] for name in _TEXT_OPTIONS if params.get(name) is not None}
+
+
+def compile_where(where: bytes, schema: ShardSchema, vectors: Mapping[int, VectorFile]) -> PointTest:
+    """Raises BadRequest for what is no filter."""
+    condition = parse_filter(_decoder.decode(where))
+    if condition is None or condition.restricts_nothing:
+        return lambda row: True
+    test = compile_filter(condition, text_indexes(schema))
+    names = schema.names
+    return lambda row: test(row.id, decode_payload(row.payload), _VectorsOf(row.slot, names, vectors))

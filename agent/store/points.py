@@ -1,0 +1,285 @@
+"""points.db as the store writes it: ids, rows, remembered requests and how far all is applied, in SQLite."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from agent.points_reader import Row, damage, fetch, meta, row_crc, rows_by_slots, slots_by_keys
+from agent.store.files import Files
+from core.errors import Damaged
+from core.hashing import KEY_BYTES
+from core.replication.recent import Remembered
+from core.wire import Outcome
+
+NAME = "points.db"
+I64 = npt.NDArray[np.int64]
+_CACHE_KB = 16 << 10
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS ids (id BLOB PRIMARY KEY, slot INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rows (
+    slot INTEGER PRIMARY KEY, id BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
+    payload BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS recent (
+    seq INTEGER PRIMARY KEY, request_id BLOB NOT NULL, number INTEGER NOT NULL, body_hash BLOB NOT NULL,
+    time_us INTEGER NOT NULL, outcome BLOB NOT NULL);
+"""
+_INSERT_ROW = "INSERT OR REPLACE INTO rows (slot, id, seq, born, payload, crc) VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_ID = "INSERT OR REPLACE INTO ids (id, slot) VALUES (?, ?)"
+_INSERT_RECENT = "INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?, ?, ?)"
+_outcome_encoder = msgspec.msgpack.Encoder()
+_outcome_decoder = msgspec.msgpack.Decoder(Outcome)
+
+
+class NewRow(NamedTuple):
+    """A row to write; its crc is made here."""
+
+    slot: int
+    id: bytes
+    seq: int
+    born: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class PointsMeta:
+    """What is committed along with the rows."""
+
+    applied: int = 0
+    slot_high: int = 0
+    """Slots below this have been given out; it outlives the rows that are purged."""
+    count: int = 0
+    digest: int = 0
+    """Sum over the live points of a hash of (id, slot): finds rows that SQLite lost without a word."""
+
+
+class PointsDb:
+    """The one writer. One thread at a time; a transaction is `begin` … `commit` or `rollback`."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self.path = path
+        self._files = files
+        self._wal_path = path.with_name(path.name + "-wal")
+        try:
+            self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._prepare()
+            stored = meta(self.db)
+        except sqlite3.DatabaseError as error:
+            raise damage(error) from error
+        digest = stored.pop("digest", 0) & _MASK
+        self.meta = PointsMeta(**stored, digest=digest)
+        self._before = self._copy_of_meta()
+        self._wal_fd = -1
+
+    def _prepare(self) -> None:
+        self.db.execute("PRAGMA journal_mode = WAL")
+        self.db.execute("PRAGMA synchronous = NORMAL")
+        # A checkpoint fsyncs; on the path of a commit that would be felt by every writer.
+        self.db.execute("PRAGMA wal_autocheckpoint = 0")
+        self.db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+        self.db.execute("PRAGMA temp_store = MEMORY")
+        self.db.execute("PRAGMA trusted_schema = OFF")
+        self.db.executescript(_SCHEMA)
+
+    # -- transactions -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self.db.execute("BEGIN IMMEDIATE")
+        self._before = self._copy_of_meta()
+
+    def commit(self, applied: int) -> None:
+        """Everything since `begin` is visible to readers, as of seq `applied`."""
+        self.meta.applied = applied
+        values = [
+            ("applied", applied),
+            ("slot_high", self.meta.slot_high),
+            ("count", self.meta.count),
+            ("digest", _signed(self.meta.digest)),
+        ]
+        self.db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values)
+        self.db.execute("COMMIT")
+        self._files.committed(self.path)
+
+    def rollback(self) -> None:
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+        self.meta = self._before
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def slots_of(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        return slots_by_keys(self.db, keys)
+
+    def rows(self, slots: Sequence[int]) -> dict[int, Row]:
+        return rows_by_slots(self.db, slots)
+
+    def births(self, low: int) -> list[tuple[int, bytes, int]]:
+        """(slot, id, born) of the rows of slots from `low` on, ascending."""
+        return fetch(self.db, "SELECT slot, id, born FROM rows WHERE slot >= ? ORDER BY slot", (low,))
+
+    def keys_between(self, low: int, high: int) -> list[tuple[int, bytes]]:
+        """(slot, id) of the rows of slots low..high-1, ascending."""
+        return fetch(
+            self.db, "SELECT slot, id FROM rows WHERE slot >= ? AND slot < ? ORDER BY slot", (low, high)
+        )
+
+    def live_slots(self) -> I64:
+        """All live slots, ascending."""
+        return np.sort(self._numbers("SELECT slot FROM ids"))
+
+    def row_slots(self) -> I64:
+        """The slots of all rows, live and dead, ascending."""
+        return self._numbers("SELECT slot FROM rows ORDER BY slot")
+
+    def _numbers(self, sql: str) -> I64:
+        try:
+            return np.fromiter((n for (n,) in self.db.execute(sql)), np.int64)
+        except sqlite3.DatabaseError as error:
+            raise damage(error) from error
+
+    # -- writing ----------------------------------------------------------------------------------------
+
+    def take_slots(self, count: int) -> int:
+        """The first of `count` slots that were never used."""
+        first = self.meta.slot_high
+        self.meta.slot_high += count
+        return first
+
+    def put(self, rows: Sequence[NewRow], old: dict[bytes, int]) -> None:
+        """Write live points in new slots. `old`: where those that exist are; their rows stay for a while."""
+        self._write_rows(rows)
+        self.db.executemany(_INSERT_ID, [(row.id, row.slot) for row in rows])
+        self.meta.count += len(rows) - len(old)
+        added = _digest([row.id for row in rows], [row.slot for row in rows])
+        self.meta.digest = (self.meta.digest + added - _digest(list(old), list(old.values()))) & _MASK
+
+    def edit(self, rows: Sequence[NewRow]) -> None:
+        """Write other payloads into the slots of live points."""
+        self._write_rows(rows)
+
+    def delete(self, points: dict[bytes, int]) -> None:
+        """Remove ids; their rows stay for searches under way."""
+        self.db.executemany("DELETE FROM ids WHERE id = ?", [(key,) for key in points])
+        self.meta.count -= len(points)
+        self.meta.digest = (self.meta.digest - _digest(list(points), list(points.values()))) & _MASK
+
+    def purge(self, slots: Iterable[int]) -> None:
+        """Remove rows of dead slots for good."""
+        self.db.executemany("DELETE FROM rows WHERE slot = ?", [(slot,) for slot in slots])
+
+    def _write_rows(self, rows: Sequence[NewRow]) -> None:
+        self.db.executemany(_INSERT_ROW, [(*row, row_crc(*row)) for row in rows])
+
+    # -- remembered requests ----------------------------------------------------------------------------
+
+    def remember(self, answered: Sequence[Remembered]) -> None:
+        """Keep the answers of this transaction's entries that have a request id."""
+        rows = [
+            (r.seq, r.request_id, r.number, r.body_hash, r.time_us, _outcome_encoder.encode(r.outcome))
+            for r in answered
+        ]
+        self.db.executemany(_INSERT_RECENT, rows)
+
+    def forget_requests(self, below_seq: int) -> None:
+        self.db.execute("DELETE FROM recent WHERE seq < ?", (below_seq,))
+
+    def remembered(self) -> list[Remembered]:
+        sql = "SELECT request_id, number, body_hash, seq, time_us, outcome FROM recent ORDER BY seq"
+        try:
+            return [
+                Remembered(request_id, number, body_hash, seq, time_us, _outcome_decoder.decode(outcome))
+                for request_id, number, body_hash, seq, time_us, outcome in fetch(self.db, sql)
+            ]
+        except msgspec.DecodeError as error:
+            raise Damaged(f"{self.path}: a remembered request is unreadable ({error})") from None
+
+    # -- durability -------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Make all that is committed survive a power cut."""
+        # Never open points.db itself here: closing any descriptor of it would drop SQLite's locks (POSIX).
+        if self._wal_fd < 0:
+            self._wal_fd = self._files.open(self._wal_path)
+            self._files.sync_folder(self.path.parent)
+        self._files.sync(self._wal_fd)
+
+    def checkpoint(self, *, restart: bool) -> bool:
+        """Move the WAL into the database. True if all of it went, and (restart) it can begin anew."""
+        try:
+            mode = "RESTART" if restart else "PASSIVE"
+            busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise damage(error) from error
+        self._files.committed(self.path)
+        return not busy and frames == moved
+
+    def checkpoint_beside(self) -> None:
+        """Move what is committed so far, on a connection of its own, while the writer goes on."""
+        beside = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.DatabaseError as error:
+            raise damage(error) from error
+        finally:
+            beside.close()
+        self._files.committed(self.path)
+
+    def check(self) -> None:
+        """Compare count and digest with what is there. Raises Damaged."""
+        ids = fetch(self.db, "SELECT id, slot FROM ids")
+        found = _digest([key for key, _ in ids], [slot for _, slot in ids])
+        if len(ids) != self.meta.count or found != self.meta.digest:
+            raise Damaged(f"{self.path}: holds {len(ids)} points (digest {found:x}), should be {self.meta}")
+        lost = np.setdiff1d(self.live_slots(), self.row_slots(), assume_unique=True)
+        if len(lost):
+            raise Damaged(f"{self.path}: {len(lost)} points have no row, the first at slot {lost[0]}")
+
+    def first_slot_but(self, purged: set[int]) -> int:
+        """The lowest slot that has a row and is not to be purged; slot_high if there is none."""
+        sql = "SELECT slot FROM rows ORDER BY slot LIMIT ?"
+        kept = (slot for (slot,) in fetch(self.db, sql, (len(purged) + 1,)) if slot not in purged)
+        return next(kept, self.meta.slot_high)
+
+    def close(self) -> None:
+        if self._wal_fd >= 0:
+            os.close(self._wal_fd)
+            self._wal_fd = -1
+        self.db.close()
+
+    def _copy_of_meta(self) -> PointsMeta:
+        m = self.meta
+        return PointsMeta(m.applied, m.slot_high, m.count, m.digest)
+
+
+_MASK = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _digest(keys: Sequence[bytes], slots: Sequence[Any]) -> int:
+    """Sum mod 2^64 of a hash of each (id, slot): the order does not matter, and parts can be taken away."""
+    if not keys:
+        return 0
+    raw = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+    halves = np.ascontiguousarray(raw[:, 1:]).view(">u8").astype(np.uint64)
+    kinds = raw[:, 0].astype(np.uint64) << np.uint64(63)
+    numbers = np.asarray(slots, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hashes = _mix(_mix(halves[:, 1] ^ kinds) ^ halves[:, 0] ^ numbers)
+    return int(hashes.sum(dtype=np.uint64))

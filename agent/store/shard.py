@@ -1,0 +1,452 @@
+"""One shard as the store runs it: writes go through its log, then into its files, one after the other.
+
+    ports = ShardPorts(page, places, executor, log)
+    shard = await Shard.create(folder, collection=7, shard=0, schema=schema, ports=ports)
+    shard = await Shard.open(folder, collection=7, shard=0, schema=schema, ports=ports)
+    outcome = await shard.write(op, deadline_s=loop.time() + 5)
+    await shard.close()
+
+A shard whose files are damaged opens too: `shard.damage` says why, the page flags it, and it refuses
+all calls with Damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from agent.page import Page, ShardFlag, ShardPlaces
+from agent.store.apply import Applier
+from agent.store.checkpoint import Checkpoints
+from agent.store.contents import OpenColumn
+from agent.store.files import Files
+from agent.store.log import ID_BYTES, LogWriter
+from agent.store.manifest import Manifest, Segment, ShardSchema
+from agent.store.pacing import Pacing
+from agent.store.pipeline import Pipeline, Proposal
+from agent.store.publishing import Publisher
+from agent.store.recovery import Recovered, Recovery
+from agent.store.threads import run_to_end
+from core.errors import Damaged, DeadlineExceeded, Overloaded, TooLarge, Unavailable
+from core.replication.replica import Identity, KeepIdentity, Replica
+from core.wire import ENTRY_BYTES_MAX, Op, Outcome, encode_op
+from net.logs import Log
+
+T = TypeVar("T")
+Until = Literal["applied", "persisted"]
+
+
+class ShardSettings(msgspec.Struct, frozen=True):
+    """Bounds of one shard."""
+
+    tail_rows_max: int = 8_000
+    """Acknowledgements slow down when more rows than this are in no graph yet."""
+    bulk: bool = False
+    """Let the tail grow: searches get slower until the builder has caught up."""
+    queue_bytes_max: int = 64 << 20
+    queue_entries_max: int = 4_096
+    checkpoint_bytes_min: int = 8 << 20
+    checkpoint_bytes_max: int = 256 << 20
+    """A checkpoint is due after a quarter of the shard's size in log, within these."""
+    checkpoint_every_s: float = 60.0
+    purge_after_s: float = 10.0
+    """How long a dead row stays readable: longer than any search takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPorts:
+    """What a shard needs of its process."""
+
+    page: Page
+    places: ShardPlaces
+    executor: Executor
+    log: Log
+    files: Files = field(default_factory=Files)
+    open_column: OpenColumn | None = None
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+
+
+class ShardStatistics(NamedTuple):
+    """For metrics; counts since the start, unless the name says otherwise."""
+
+    queue_entries: int
+    queue_bytes: int
+    tail_rows: int
+    delay_s: float
+    """What acknowledgements were last held back by."""
+    groups: int
+    entries: int
+    log_bytes: int
+    sync_s: float
+    apply_s: float
+    rows: int
+    dead_rows: int
+    checkpoints: int
+    checkpoint_s: float
+    """How long the last one took."""
+
+
+class Shard:
+    """Use `create` or `open`. All methods run on one event loop; the blocking work in the executor."""
+
+    def __init__(
+        self,
+        folder: Path,
+        schema: ShardSchema,
+        ports: ShardPorts,
+        settings: ShardSettings,
+        publisher: Publisher,
+    ) -> None:
+        self.folder = folder
+        self.schema = schema
+        self.settings = settings
+        self.damage: str | None = None
+        self.notes: list[str] = []
+        """What recovery found wrong and put right."""
+        self._ports = ports
+        self._publisher = publisher
+        self._log = ports.log.bind(shard=f"{publisher.record.collection}/{publisher.record.shard}")
+        self._pacing = Pacing()
+        self._closing = False
+        self._checkpointing = asyncio.Lock()
+        self._checkpoints = 0
+        self._checkpoint_took_s = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- opening and closing ----------------------------------------------------------------------------
+
+    @classmethod
+    async def create(
+        cls,
+        folder: Path,
+        *,
+        collection: int,
+        shard: int,
+        schema: ShardSchema,
+        ports: ShardPorts,
+        settings: ShardSettings | None = None,
+        history: int | None = None,
+    ) -> Shard:
+        """An empty shard, durable before this returns; what an interrupted create left is replaced.
+
+        `history`: the id that all replicas of the shard share; drawn here if there is none yet.
+        """
+        publisher = Publisher(ports.page, ports.places, collection, shard)
+        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher, ports.open_column)
+        identity = Identity(secrets.randbits(63), secrets.randbits(63) if history is None else history, promised=1)
+        await run_to_end(ports.executor, recovery.create, identity)
+        return await cls.open(
+            folder, collection=collection, shard=shard, schema=schema, ports=ports, settings=settings
+        )
+
+    @classmethod
+    async def open(
+        cls,
+        folder: Path,
+        *,
+        collection: int,
+        shard: int,
+        schema: ShardSchema,
+        ports: ShardPorts,
+        settings: ShardSettings | None = None,
+    ) -> Shard:
+        """Recover what is in `folder`. If it is damaged, the shard is there and says so."""
+        publisher = Publisher(ports.page, ports.places, collection, shard)
+        opened = cls(folder, schema, ports, settings or ShardSettings(), publisher)
+        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher, ports.open_column)
+        began_s = time.monotonic()
+        try:
+            recovered = await run_to_end(ports.executor, recovery.open)
+        except Damaged as error:
+            opened._refuse(str(error))
+            return opened
+        finally:
+            opened.notes = recovery.notes
+            for note in recovery.notes:
+                opened._log.warning("shard.repaired", what=note)
+        opened._start(recovered)
+        await opened._write_first_manifest()
+        opened._log.info(
+            "shard.opened",
+            applied=recovered.replica.applied_seq,
+            points=recovered.contents.points.meta.count,
+            replayed=recovered.replayed,
+            redone=recovered.redone,
+            took_ms=round((time.monotonic() - began_s) * 1000),
+        )
+        return opened
+
+    async def close(self, *, checkpoint: bool = True) -> None:
+        """Finish what is in the queue, checkpoint, and let go of the files."""
+        if self._closing:
+            return
+        self._closing = True
+        if self.damage is None:
+            await self._pipeline.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_pipeline"):
+            if checkpoint and self.damage is None and self._writer.broken is None:
+                await self._checkpoint(clean=True)
+            await self._pipeline.close()
+            await self._run(self._writer.close)
+            await self._run(self._applier.contents.close)
+        self._publisher.close()
+
+    def _start(self, recovered: Recovered) -> None:
+        self._replica: Replica = recovered.replica
+        self._writer: LogWriter = recovered.writer
+        self._applier: Applier = recovered.applier
+        self._manifests = Checkpoints(
+            recovered.applier, recovered.manifest, self._ports.files, self.settings.purge_after_s
+        )
+        self._pipeline = Pipeline(
+            self._replica, self._writer, self._applier, self._ports.executor, self._ports.now_us, self._refuse
+        )
+        self._checkpointed_bytes = 0
+        self._checkpointed_seq = recovered.manifest.checkpoint
+
+    async def _write_first_manifest(self) -> None:
+        """From now on the files change, so the manifest must not call them clean any more."""
+        schema, ready = self.schema, set(self.schema.columns)
+        await self._run(self._manifests.take_schema, schema, ready)
+        meta, manifest = self._applier.points.meta, self._manifests.manifest
+        self._publisher.update(
+            incarnation=manifest.incarnation,
+            promised=self._replica.identity.promised,
+            slot_low=manifest.slot_low,
+            slot_high=meta.slot_high,
+            applied=meta.applied,
+            points=meta.count,
+            flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
+        )
+        self._tasks = [*self._pipeline.start(), asyncio.create_task(self._keep_house())]
+
+    def _refuse(self, damage: str) -> None:
+        """Stop serving: what the files say can't be trusted, or they can't be changed any more."""
+        self.damage = damage
+        self._log.error("shard.damaged", what=damage)
+        self._publisher.set_flags(on=ShardFlag.DAMAGED, off=ShardFlag.OPEN | ShardFlag.IN_SYNC)
+
+    # -- writing ----------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        op: Op,
+        *,
+        deadline_s: float,
+        until: Until = "applied",
+        request_id: bytes = b"",
+        number: int = 0,
+        body_hash: bytes = b"",
+        schema: int = 0,
+    ) -> Outcome:
+        """Log and apply one operation, of at most ENTRY_BYTES_MAX encoded; `deadline_s` is in the loop's time.
+
+        Returns once it is applied and visible, or (`persisted`) once it is committed: then the outcome says
+        nothing. A second call with the same request id and number gets the first one's outcome.
+        Raises DeadlineExceeded (the operation may still take effect unless the text denies it), Overloaded,
+        NoRoom, Unavailable, Damaged, and Unprocessable for a request id with another body.
+        """
+        self._check_open()
+        encoded = encode_op(op)
+        if len(encoded) > ENTRY_BYTES_MAX:
+            raise TooLarge(f"an operation of {len(encoded)} bytes, at most {ENTRY_BYTES_MAX} fit in the log")
+        queue = self._pipeline.queued()
+        if (
+            queue.entries >= self.settings.queue_entries_max
+            or queue.bytes + len(encoded) > self.settings.queue_bytes_max
+        ):
+            raise Overloaded(
+                f"{queue.entries} writes ({queue.bytes} bytes) wait for this shard already; try again"
+            )
+        proposal = Proposal(
+            op, encoded, _fixed(request_id), number, _fixed(body_hash), schema or self.schema.version, until
+        )
+        outcome = await self._wait_for(proposal, deadline_s)
+        await self._slow_down(op, deadline_s)
+        return outcome
+
+    async def _wait_for(self, proposal: Proposal, deadline_s: float) -> Outcome:
+        answer = self._pipeline.submit(proposal)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await answer
+        except TimeoutError:
+            started = self._pipeline.withdraw(proposal)
+            raise DeadlineExceeded(
+                "the write was not done in time; it may still take effect"
+                if started
+                else "the write waited in the queue too long; it was not begun"
+            ) from None
+        except asyncio.CancelledError:
+            self._pipeline.withdraw(proposal)
+            raise
+
+    async def _slow_down(self, op: Op, deadline_s: float) -> None:
+        """Hold the acknowledgement back while the tail is longer than searches can bear."""
+        if self.settings.bulk:
+            return
+        rows = len(op.payloads) if hasattr(op, "payloads") else 1
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        until_s = self._pacing.hold_until(now_s, rows, self.tail_rows - self.settings.tail_rows_max)
+        if until_s > now_s:
+            await asyncio.sleep(min(until_s, deadline_s - 0.05) - now_s)
+
+    @property
+    def tail_rows(self) -> int:
+        """Slots that are in no graph, of a shard that has graphs."""
+        record = self._publisher.record
+        if not any(vector.graph != "none" for vector in self.schema.vectors.values()):
+            return 0
+        return record.slot_high - max(record.built, record.slot_low)
+
+    def _check_open(self) -> None:
+        if self.damage is not None:
+            raise Damaged(f"{self.damage}; restore the shard from a snapshot")
+        if self._closing:
+            raise Unavailable("the agent is shutting down; try again")
+
+    # -- schema, segments, slots ------------------------------------------------------------------------
+
+    async def set_schema(self, schema: ShardSchema) -> None:
+        """Take a newer schema: vectors and indexes by number, added and removed. Returns when all are ready."""
+        self._check_open()
+        async with self._checkpointing:
+            await self._exclusively(self._change_schema, schema)
+
+    def _change_schema(self, schema: ShardSchema) -> None:
+        contents = self._applier.contents
+        for v in contents.vectors.keys() - schema.vectors.keys():
+            contents.remove_vector(v)
+        for v in schema.vectors.keys() - contents.vectors.keys():
+            contents.add_vector(v, schema.vectors[v])
+        self._applier.schema = self.schema = schema
+        self._manifests.take_schema(schema, set(schema.columns))
+
+    async def replace_segments(
+        self, v: int, segments: Sequence[Segment], *, mean: str | None = None
+    ) -> Manifest:
+        """Name what the builder made over vector v. Its files must be on disk, complete, under segments/."""
+        self._check_open()
+        async with self._checkpointing:
+            return await self._exclusively(self._replace_segments, v, tuple(segments), mean)
+
+    def _replace_segments(self, v: int, segments: tuple[Segment, ...], mean: str | None) -> Manifest:
+        # A graph over slots that points.db may lose and give to other points would answer with strangers.
+        self._applier.points.sync()
+        manifest = self._manifests.manifest
+        state = msgspec.structs.replace(manifest.vectors[str(v)], segments=segments, mean=mean)
+        self._manifests.write(vectors={**manifest.vectors, str(v): state})
+        return self._manifests.manifest
+
+    async def relocate(self, slots: Sequence[int]) -> int:
+        """Give the live ones of these slots new slots (vacuum), and return how many there were."""
+        self._check_open()
+        return await self._exclusively(self._applier.relocate, np.asarray(slots, np.int64))
+
+    @property
+    def applied_seq(self) -> int:
+        return self._publisher.record.applied
+
+    @property
+    def points_count(self) -> int:
+        return self._publisher.record.points
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifests.manifest
+
+    # -- checkpoints ------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Make all that is applied durable in the derived files, cut the log, purge dead rows, punch holes."""
+        self._check_open()
+        await self._checkpoint(clean=False)
+
+    async def _checkpoint(self, *, clean: bool) -> None:
+        async with self._checkpointing:
+            began_s = time.monotonic()
+            await self._run(self._manifests.prepare)
+            oldest = self._replica.recent.oldest_seq
+            written = self._pipeline.bytes_written
+            await self._exclusively(lambda: self._manifests.finish(oldest_request=oldest, clean=clean))
+            self._checkpointed_seq = self._manifests.manifest.checkpoint
+            self._checkpointed_bytes = written
+            await self._pipeline.cut_log(self._checkpointed_seq)
+            self._checkpoints += 1
+            self._checkpoint_took_s = time.monotonic() - began_s
+
+    async def _keep_house(self) -> None:
+        """Checkpoints when they are due: by the log's size, or by time if there is anything to do."""
+        loop = asyncio.get_running_loop()
+        last_s = loop.time()
+        while True:
+            await self._pipeline.wait_for_bytes(
+                self._checkpointed_bytes + self._checkpoint_bytes(), last_s + self.settings.checkpoint_every_s
+            )
+            last_s = loop.time()
+            if self.damage is None and (
+                self._applier.dead or self._replica.applied_seq > self._checkpointed_seq
+            ):
+                await self._checkpoint(clean=False)
+
+    def _checkpoint_bytes(self) -> int:
+        row_bytes = 300 + sum(4 * vector.dim for vector in self.schema.vectors.values())
+        wanted = self._publisher.record.points * row_bytes // 4
+        return min(max(wanted, self.settings.checkpoint_bytes_min), self.settings.checkpoint_bytes_max)
+
+    # -- the rest ---------------------------------------------------------------------------------------
+
+    async def promise(self, term: int) -> None:
+        """Fence: accept nothing older than `term` from now on; durable before this returns."""
+        for effect in self._replica.promise(term):
+            if isinstance(effect, KeepIdentity):
+                await self._run(self._pipeline.keep_identity, effect.identity)
+                self._publisher.update(promised=effect.identity.promised)
+
+    def statistics(self) -> ShardStatistics:
+        queue = self._pipeline.queued()
+        counts = self._pipeline.counts
+        return ShardStatistics(
+            queue_entries=queue.entries,
+            queue_bytes=queue.bytes,
+            tail_rows=self.tail_rows,
+            delay_s=self._pacing.delay_s,
+            groups=counts.groups,
+            entries=counts.entries,
+            log_bytes=self._pipeline.bytes_written,
+            sync_s=counts.sync_s,
+            apply_s=counts.apply_s,
+            rows=counts.rows,
+            dead_rows=len(self._applier.dead),
+            checkpoints=self._checkpoints,
+            checkpoint_s=self._checkpoint_took_s,
+        )
+
+    async def _exclusively(self, work: Callable[..., T], *args: object) -> T:
+        """Run in the executor while no batch is being applied."""
+        async with self._pipeline.applying:
+            return await self._run(work, *args)
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        return await run_to_end(self._ports.executor, work, *args)
+
+
+def _fixed(value: bytes) -> bytes:
+    """What the log keeps of an id or a hash: nothing, or 16 bytes."""
+    if len(value) in (0, ID_BYTES):
+        return value
+    return blake2b(value, digest_size=ID_BYTES).digest()
