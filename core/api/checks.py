@@ -43,7 +43,7 @@ def show(value: object) -> str:
 def at_least(field: str, value: int | None, lowest: int) -> None:
     if value is not None and value < lowest:
         raise Unprocessable(
-            f"Validation error in JSON body: [{field}: value {value} invalid, must be {lowest} or larger]"
+            f"Validation error in JSON body: [{field}: value {show(value)} invalid, must be {lowest} or larger]"
         )
 
 
@@ -58,7 +58,7 @@ def within(field: str, value: float | None, lowest: float, highest: float) -> No
 def at_most(field: str, value: int | None, highest: int) -> None:
     """A bound of Shoal's own, not of the API: 400."""
     if value is not None and value > highest:
-        raise BadRequest(f"{field}: {value} is over this cluster's limit of {highest}")
+        raise BadRequest(f"{field}: {show(value)} is over this cluster's limit of {highest}")
 
 
 def invalid(field: str, why: str) -> Unprocessable:

@@ -13,7 +13,7 @@ from core.errors import BadRequest, NotSupported
 T = TypeVar("T")
 
 _AT = re.compile(r"^(.*?) - at `(key in )?\$?\.?(.*)`$", re.DOTALL)
-_TEXT_MAX = 160
+_TEXT_MAX = 100
 
 
 @cache

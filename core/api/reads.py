@@ -171,3 +171,8 @@ def _limit(field: str, given: int | None, default: int, limits: Limits) -> int:
     at_least(field, given, 1)
     at_most(field, given, limits.limit_max)
     return default if given is None else given
+
+
+def id_in_path(text: str) -> IdKey:
+    """The id in GET …/points/{id}, the only place where `12` in a text is a number."""
+    return id_key(int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else text)
