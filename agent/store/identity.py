@@ -31,7 +31,7 @@ def write_identity(log_folder: Path, identity: Identity, files: Files) -> None:
 
 
 def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
-    """The identity with the newest promise, and what is wrong with the copies. Raises Damaged if both are bad."""
+    """The identity with the newest promise, and what is wrong with the copies. Raises Damaged."""
     found: list[Identity] = []
     wrong: list[str] = []
     for name in _NAMES:

@@ -1,4 +1,4 @@
-"""The two stages of a shard's writes: the log (a group, one fsync), then the files (a batch, one transaction).
+"""The two stages of a shard's writes: the log (a group, one fsync), the files (a batch, one transaction).
 
 They run side by side, each in a thread of its own while it works; the loop only hands on.
 """
@@ -288,7 +288,8 @@ class Pipeline:
     async def _apply(self, batch: list[tuple[Committed, Proposal]]) -> bool:
         """Try until there is room for it. False if the shard can go on no more."""
         entries = [entry for entry, _ in batch]
-        while True:
+        outcomes: list[Outcome] | None = None
+        while outcomes is None:
             began_s = time.monotonic()
             try:
                 async with self.applying:
@@ -304,8 +305,6 @@ class Pipeline:
                 self._refuse(str(damage))
                 self._fail(damage)
                 return False
-            else:
-                break
         self.stuck = None
         self.counts.apply_s += time.monotonic() - began_s
         for _, proposal in batch:

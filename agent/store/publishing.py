@@ -29,7 +29,7 @@ class Publisher:
             self._page.write_shard(self._place, self.record)
 
     def begin_edit(self) -> None:
-        """Columns of published slots are about to change; what is derived from them is void until `end_edit`."""
+        """Columns of published slots are about to change; what they say is void until `end_edit`."""
         if self.record.edits % 2 == 0:
             self.update(edits=self.record.edits + 1)
 

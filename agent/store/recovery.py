@@ -1,4 +1,4 @@
-"""A shard's files made whole at a start: found, checked, brought level with the log, or refused as damaged."""
+"""A shard's files made whole at a start: found, checked, brought level with the log, or refused."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class Recovery:
         return msgspec.structs.replace(manifest, files=files)
 
     def _check_crcs(self, vector: VectorFile, known: FileBlocks, first: int) -> None:
-        """A damaged block of row checksums is made anew from the rows, if that gives the block's own checksum."""
+        """Make a damaged block of row checksums anew from the rows, if that gives its own checksum."""
         vector.crcs_file.reserve(known.bytes)
         for block in damaged_blocks(vector.crcs_file.bytes().data, known, first=first):
             begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, known.bytes)

@@ -1,4 +1,4 @@
-"""Vectors written again from the log: for entries that points.db has, but whose rows may not have reached the disk."""
+"""Vectors written again from the log, for entries that points.db has but whose rows may be lost."""
 
 from __future__ import annotations
 

@@ -143,7 +143,9 @@ class Shard:
         """
         publisher = Publisher(ports.page, ports.places, collection, shard)
         recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher, ports.open_column)
-        identity = Identity(secrets.randbits(63), secrets.randbits(63) if history is None else history, promised=1)
+        identity = Identity(
+            secrets.randbits(63), secrets.randbits(63) if history is None else history, promised=1
+        )
         await run_to_end(ports.executor, recovery.create, identity)
         return await cls.open(
             folder, collection=collection, shard=shard, schema=schema, ports=ports, settings=settings
@@ -252,7 +254,7 @@ class Shard:
         body_hash: bytes = b"",
         schema: int = 0,
     ) -> Outcome:
-        """Log and apply one operation, of at most ENTRY_BYTES_MAX encoded; `deadline_s` is in the loop's time.
+        """Log and apply one operation of at most ENTRY_BYTES_MAX; `deadline_s` is in the loop's time.
 
         Returns once it is applied and visible, or (`persisted`) once it is committed: then the outcome says
         nothing. A second call with the same request id and number gets the first one's outcome.
@@ -322,7 +324,7 @@ class Shard:
     # -- schema, segments, slots ------------------------------------------------------------------------
 
     async def set_schema(self, schema: ShardSchema) -> None:
-        """Take a newer schema: vectors and indexes by number, added and removed. Returns when all are ready."""
+        """Take a newer schema: vectors and indexes by number, added and removed. Returns when ready."""
         self._check_open()
         async with self._checkpointing:
             await self._exclusively(self._change_schema, schema)
@@ -372,7 +374,7 @@ class Shard:
     # -- checkpoints ------------------------------------------------------------------------------------
 
     async def checkpoint(self) -> None:
-        """Make all that is applied durable in the derived files, cut the log, purge dead rows, punch holes."""
+        """Make all that is applied durable in the derived files; let go of log, dead rows, their space."""
         self._check_open()
         await self._checkpoint(clean=False)
 

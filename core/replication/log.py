@@ -1,4 +1,4 @@
-"""A shard's log as a replica reasons about it: entries, where terms begin, what matches; never the bytes on disk."""
+"""A shard's log as a replica reasons about it: entries, where terms begin, what matches."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class RecentRequests:
 
     def _forget_old(self, now_us: int) -> None:
         while len(self._in_order) > self._count_min:
-            seq, request_id, number = self._in_order[0]
+            _, request_id, number = self._in_order[0]
             oldest = self._by_id[request_id, number]
             if oldest.time_us + self._keep_us >= now_us or oldest.outcome is None:
                 return
