@@ -13,20 +13,21 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from agent.store.durable import fsync_folder
+from agent.store.files import Files
 from core.consensus.register import Answer, Cell, Request, on_request
-from core.errors import Damaged, NoRoom, StartRefused, Unavailable
+from core.errors import Damaged, NoRoom, ShoalError, StartRefused, Unavailable
 
 COPIES = ("a.log", "b.log")
 LOG_BYTES_MIN = 1 << 20
 """Preallocated, so that the register has room for some time after the disk is full."""
+BATCH_MAX = 256
 GROWTH_MAX = 4  # rewritten when the log is this many times what it holds, and LOG_BYTES_MIN at least
 
 _WHAT_NOW = "restore this node from a snapshot, or move the data folder away and begin anew"
@@ -70,13 +71,14 @@ class Loaded:
 
 
 class Acceptor:
-    """Answers requests of proposers, one at a time, each after its fsync.
+    """Answers requests of proposers, in order, each after its fsync.
 
     Open with `Acceptor.open(folder, fresh=…)`. After a failed fsync it refuses everything until a restart.
     """
 
-    def __init__(self, folder: Path, loaded: Loaded) -> None:
+    def __init__(self, folder: Path, loaded: Loaded, files: Files) -> None:
         self._folder = folder
+        self._disk = files
         self._voters = loaded.voters
         self._cells = loaded.cells
         self._generation = loaded.generation
@@ -86,16 +88,16 @@ class Acceptor:
         self._size_bytes = 0
         self._allocated_bytes = 0
         self._broken: str | None = None
-        self._turn = asyncio.Lock()
+        self._waiting: list[tuple[Request, asyncio.Future[Answer]]] = []
+        self._turn: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="acceptor")
-        self._running: set[asyncio.Task[Answer]] = set()
 
     @classmethod
-    async def open(cls, folder: Path, *, fresh: bool) -> Acceptor:
+    async def open(cls, folder: Path, *, fresh: bool, files: Files | None = None) -> Acceptor:
         """`fresh`: this node never belonged to a cluster, so an empty folder is right; else it is damage."""
         loaded = await asyncio.to_thread(load, folder, fresh=fresh)
-        acceptor = cls(folder, loaded)
+        acceptor = cls(folder, loaded, files or Files())
         await asyncio.get_running_loop().run_in_executor(acceptor._thread, acceptor._begin, loaded)
         return acceptor
 
@@ -113,60 +115,93 @@ class Acceptor:
 
     async def handle(self, request: Request) -> Answer:
         """A caller that is cancelled gives up its answer; what was begun is finished, in order."""
-        task = asyncio.create_task(self._handle(request))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        if self._broken is not None:
+            raise self._refusal()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._turn is None:
+            self._turn = asyncio.create_task(self._answer_all())
+        return await answer
 
     async def close(self) -> None:
-        await asyncio.gather(*self._running, return_exceptions=True)
+        if self._turn is not None:
+            await self._turn
         self._thread.shutdown(wait=True)
         for fd in self._files:
             os.close(fd)
         self._files = []
         self._broken = self._broken or "it is closed"
 
-    async def _handle(self, request: Request) -> Answer:
-        async with self._turn:
-            if self._broken is not None:
-                raise Unavailable(f"this node's register answers nothing: {self._broken}; restart the agent")
-            step = on_request(self.cell(request.key), self._voters, request)
-            if step.persist is None and step.adopt_voters is None:
-                return step.answer
-            voters = self._voters if step.adopt_voters is None else step.adopt_voters
-            cell = step.persist or self.cell(request.key)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._persist, _Saved(voters, request.key, cell))
-            self._voters, self._cells[request.key] = voters, cell
-        async with self._changed:
-            self._changed.notify_all()
-        return step.answer
+    async def _answer_all(self) -> None:
+        """Requests that came while the last fsync ran share the next one."""
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            try:
+                answers = await self._answer_batch([request for request, _ in batch])
+            except ShoalError as e:
+                answers = [e] * len(batch)
+            for (_, waiter), answer in zip(batch, answers, strict=True):
+                if waiter.done():  # cancelled
+                    continue
+                if isinstance(answer, ShoalError):
+                    waiter.set_exception(answer)
+                else:
+                    waiter.set_result(answer)
+        self._turn = None
+
+    async def _answer_batch(self, requests: Sequence[Request]) -> list[Answer | ShoalError]:
+        if self._broken is not None:
+            raise self._refusal()
+        voters, cells = self._voters, dict[str, Cell]()
+        saved: list[_Saved] = []
+        answers: list[Answer | ShoalError] = []
+        for request in requests:
+            cell = cells.get(request.key) or self.cell(request.key)
+            step = on_request(cell, voters, request)
+            voters = step.adopt_voters or voters
+            if step.persist is not None or step.adopt_voters is not None:
+                cells[request.key] = step.persist or cell
+                saved.append(_Saved(voters, request.key, cells[request.key]))
+            answers.append(step.answer)
+        if saved:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._persist, saved)
+            self._voters = voters
+            self._cells |= cells
+            async with self._changed:
+                self._changed.notify_all()
+        return answers
+
+    def _refusal(self) -> Unavailable:
+        return Unavailable(f"this node's register answers nothing: {self._broken}; restart the agent")
 
     # Below: in the acceptor's thread.
 
-    def _persist(self, saved: _Saved) -> None:
-        record = _record(self._number + 1, msgspec.msgpack.encode(saved))
-        if self._size_bytes + len(record) > self._allocated_bytes:
-            # The new log holds the state so far; the record then follows it.
+    def _persist(self, saved: Sequence[_Saved]) -> None:
+        records = self._records(saved)
+        if self._size_bytes + len(records) > self._allocated_bytes:
+            # The new log holds the state so far; the records then follow it.
             self._rewrite_if_room()
-            record = _record(self._number + 1, msgspec.msgpack.encode(saved))
+            records = self._records(saved)
         try:
             for fd in self._files:
-                os.posix_fallocate(fd, self._size_bytes, len(record))
+                self._disk.allocate(fd, self._size_bytes, len(records))
         except OSError as e:
             if _is_full(e):
                 raise NoRoom(f"the register cannot grow in {self._folder}: {e.strerror}; free space") from e
             raise self._fail(e) from e
         try:
             for fd in self._files:
-                _write_at(fd, record, self._size_bytes)
+                self._disk.write(fd, records, self._size_bytes)
             for fd in self._files:
-                os.fdatasync(fd)
+                self._disk.datasync(fd)
         except OSError as e:
             # Linux marks the pages clean: a second fsync would succeed and prove nothing.
             raise self._fail(e) from e
-        self._number += 1
-        self._size_bytes += len(record)
+        self._number += len(saved)
+        self._size_bytes += len(records)
+
+    def _records(self, saved: Sequence[_Saved]) -> bytes:
+        return b"".join(_record(n, msgspec.msgpack.encode(s)) for n, s in enumerate(saved, self._number + 1))
 
     def _begin(self, loaded: Loaded) -> None:
         try:
@@ -197,28 +232,33 @@ class Acceptor:
         fds: list[int] = []
         try:
             for name in COPIES:
-                fds.append(os.open(self._folder / f"{name}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-                os.posix_fallocate(fds[-1], 0, allocated)
-                _write_at(fds[-1], content, 0)
-                os.fsync(fds[-1])
+                self._disk.unlink(self._folder / f"{name}.new")  # what a crash left
+                fds.append(self._disk.open(self._folder / f"{name}.new"))
+                self._disk.allocate(fds[-1], 0, allocated)
+                self._disk.write(fds[-1], content, 0)
+                self._disk.sync(fds[-1])
         except OSError:
             for fd, name in zip(fds, COPIES, strict=False):
                 os.close(fd)
-                os.unlink(self._folder / f"{name}.new")
+                self._disk.unlink(self._folder / f"{name}.new")
             raise
-        for name in COPIES:
-            os.rename(self._folder / f"{name}.new", self._folder / name)
-        fsync_folder(self._folder)
+        try:
+            for name in COPIES:
+                self._disk.rename(self._folder / f"{name}.new", self._folder / name)
+            self._disk.sync_folder(self._folder)
+        except OSError as e:
+            # Which files have the names now is unknown, so neither old nor new ones may grow.
+            raise self._fail(e) from e
         self._use(fds, len(saved), len(content), allocated)
         self._generation += 1
 
     def _write_in_place(self, content: bytes, number: int) -> None:
         """On a full disk: the same bytes over themselves, so that this process's fsync covers them."""
-        fds = [os.open(self._folder / name, os.O_RDWR) for name in COPIES]
+        fds = [self._disk.open(self._folder / name) for name in COPIES]
         size_bytes = min(os.fstat(fd).st_size for fd in fds)
         for fd in fds:
-            _write_at(fd, content.ljust(size_bytes, b"\0"), 0)
-            os.fsync(fd)
+            self._disk.write(fd, content.ljust(size_bytes, b"\0"), 0)
+            self._disk.sync(fd)
         self._use(fds, number, len(content), size_bytes)
 
     def _use(self, fds: list[int], number: int, size_bytes: int, allocated_bytes: int) -> None:
@@ -327,12 +367,6 @@ def _read_header(data: bytes) -> tuple[int, int] | None:
         return None
     _, generation, initial, crc = _HEADER.unpack_from(data)
     return (generation, initial) if zlib.crc32(data[: _HEADER.size - 4]) == crc else None
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _is_full(e: OSError) -> bool:

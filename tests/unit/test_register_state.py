@@ -17,9 +17,12 @@ from core.errors import Unavailable
 from tests.unit.conformance_state import StateStoreConformance, write
 
 
-def on(*acceptors: Acceptor, proposer: str = "p1") -> QuorumState:
+def on(*acceptors: Acceptor, proposer: str = "p1", timeout_s: float = 5) -> QuorumState:
     voters = {f"n{i}": acceptor for i, acceptor in enumerate(acceptors, 1)}
-    return QuorumState(VoterSet(1, frozenset(voters)), voters, proposer=proposer, chance=random.Random(1))
+    chance = random.Random(proposer)
+    return QuorumState(
+        VoterSet(1, frozenset(voters)), voters, proposer=proposer, chance=chance, timeout_s=timeout_s
+    )
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ async def test_rival_proposers_never_lose_a_step(acceptor: Acceptor) -> None:
 
 async def test_a_minority_of_failed_voters_is_outvoted_and_a_majority_is_an_error(tmp_path: Path) -> None:
     acceptors = [await Acceptor.open(tmp_path / f"a{n}", fresh=True) for n in range(3)]
-    state = on(*acceptors)
+    state = on(*acceptors, timeout_s=0.2)
     await acceptors[0].close()
     version = await write(state, "map", 0, b"two of three")
     await acceptors[1].close()

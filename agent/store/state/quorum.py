@@ -38,8 +38,8 @@ from core.consensus.register import (
 from core.errors import ShoalError, Unavailable
 
 ROUND_TIMEOUT_S = 2.0
-ROUNDS_MAX = 8
-BACKOFF_S_MAX = 0.1
+SETTLE_TIMEOUT_S = 5.0
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.005, 0.2
 
 
 class Voter(Protocol):
@@ -62,8 +62,15 @@ class QuorumState:
     """A StateStore over a set of voters. `proposer` must be new at every start of this process."""
 
     def __init__(
-        self, voters: VoterSet, acceptors: Mapping[str, Voter], *, proposer: str, chance: random.Random
+        self,
+        voters: VoterSet,
+        acceptors: Mapping[str, Voter],
+        *,
+        proposer: str,
+        chance: random.Random,
+        timeout_s: float = SETTLE_TIMEOUT_S,
     ) -> None:
+        self._timeout_s = timeout_s
         self._voters = voters
         self._acceptors = dict(acceptors)
         self._ballots = Ballots(proposer)
@@ -98,8 +105,8 @@ class QuorumState:
         keys: set[str] = set()
         for acceptor in self._acceptors.values():
             keys |= set(await acceptor.keys(prefix))
-        found = {key: await self.read(key) for key in sorted(keys)}
-        return {key: v for key, v in found.items() if v.value is not None}
+        found = await asyncio.gather(*(self.read(key) for key in sorted(keys)))
+        return {key: v for key, v in zip(sorted(keys), found, strict=True) if v.value is not None}
 
     async def _write(self, key: str, version: int, data: bytes | None) -> int | VersionConflict:
         self._writes += 1
@@ -117,10 +124,12 @@ class QuorumState:
                 raise AssertionError(other)
 
     async def _settle(self, key: str, change: Change) -> Outcome:
+        loop = asyncio.get_running_loop()
         async with self._turns[key]:
             operation = Operation(key, change)
-            above, problem = 0, "no voter answered"
-            for attempt in range(ROUNDS_MAX):
+            above, problem, backoff_s = 0, "no voter answered", BACKOFF_S_MIN
+            deadline_s = loop.time() + self._timeout_s
+            while loop.time() < deadline_s:
                 begun = operation.begin(self._ballots.next(above), self._voters)
                 result = await self._round(operation, begun)
                 if isinstance(result, Done):
@@ -129,8 +138,10 @@ class QuorumState:
                     above, problem = result.counter, "other proposers outbid it"
                 else:
                     problem = result
-                await asyncio.sleep(self._chance.random() * min(BACKOFF_S_MAX, 0.002 * 2**attempt))
-        raise Unavailable(f"register {key}: not settled in {ROUNDS_MAX} rounds: {problem}")
+                # At random, or rivals would outbid each other in step.
+                await asyncio.sleep(self._chance.random() * backoff_s)
+                backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
+        raise Unavailable(f"register {key}: not settled in {self._timeout_s} s: {problem}")
 
     async def _round(self, operation: Operation, effects: Sequence[Effect]) -> Done | Again | str:
         """One ballot. A voter that fails is only silent; if too many are: why the last one failed."""

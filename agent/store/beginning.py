@@ -1,0 +1,127 @@
+"""Begins a cluster on an empty node, or finds the one that this node belongs to.
+
+In this order, so that a crash anywhere is followed by the same beginning: node.json with a new uuid;
+the register; the keys `voters` and `map`, each from none; node.json again, begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from agent.store.acceptor import Acceptor
+from agent.store.files import Files
+from agent.store.node_identity import NODE_JSON, NodeIdentity, read_identity, write_identity
+from agent.store.state.port import StateStore, Versioned
+from agent.store.state.quorum import QuorumState
+from core.cluster import ClusterMap, Event, Node, NodeId, to_json
+from core.cluster_changes import add_node, stamped
+from core.config import NodeConfig
+from core.consensus.register import VoterSet
+from core.errors import Damaged, InvariantBroken, StartRefused
+
+ACCEPTOR = "acceptor"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A node that belongs to a cluster, and the way to its truth. `healed`: damage that was repaired."""
+
+    identity: NodeIdentity
+    state: StateStore
+    acceptor: Acceptor
+    healed: tuple[str, ...]
+
+
+async def begin(folder: Path, node: NodeConfig, *, now_us: int, files: Files | None = None) -> Begun:
+    """`folder` is locked by the caller. Raises Damaged, StartRefused."""
+    disk = files or Files()
+    healed: tuple[str, ...] = ()
+    try:
+        identity = await asyncio.to_thread(read_identity, folder, node.id)
+    except Damaged as e:
+        identity, healed = None, (str(e),)
+    had_register = any((folder / ACCEPTOR).glob("*.log"))
+    if identity is None and had_register:
+        healed = healed or (f"{folder / NODE_JSON} is missing",)
+    elif identity is None:
+        if healed:
+            raise Damaged(f"{healed[0]}, and there is no register to make it anew from: restore a snapshot")
+        identity = NodeIdentity(node=node.id, cluster=str(uuid.uuid4()), voters=(node.id,))
+        await asyncio.to_thread(write_identity, folder, identity, disk)
+    acceptor = await Acceptor.open(
+        folder / ACCEPTOR, fresh=identity is not None and not identity.begun, files=disk
+    )
+    try:
+        state = _state_on(node.id, acceptor)
+        if identity is None or identity.begun:
+            known = await _known(folder, state, node.id, identity)
+        else:
+            known = await _first_values(state, node, identity, now_us)
+        if known != identity:
+            await asyncio.to_thread(write_identity, folder, known, disk)
+    except BaseException:
+        await acceptor.close()
+        raise
+    return Begun(known, state, acceptor, (*healed, *acceptor.damage))
+
+
+def _state_on(node: str, acceptor: Acceptor) -> QuorumState:
+    voters = VoterSet(1, frozenset({node}))
+    # New at each start: no ballot is ever used twice.
+    return QuorumState(voters, {node: acceptor}, proposer=secrets.token_hex(8), chance=random.Random())
+
+
+async def _first_values(
+    state: StateStore, node: NodeConfig, identity: NodeIdentity, now_us: int
+) -> NodeIdentity:
+    """The keys of a new cluster; those that a beginning before a crash has written stay."""
+    voters = VoterSet(1, frozenset({node.id}))
+    await state.compare_and_set("voters", 0, msgspec.json.encode(voters))
+    empty = ClusterMap(cluster=identity.cluster)
+    member = Node(
+        id=NodeId(node.id),
+        number=0,
+        address=node.address,
+        peer_address=node.peer_address,
+        zone=node.zone,
+        weight=node.weight,
+        voter=node.voter,
+    )
+    event = Event(now_us, "cluster.begun", subject=node.id)
+    first = stamped(empty, add_node(empty, member), event)
+    await state.compare_and_set("map", 0, to_json(first))
+    cluster = decode_map(await state.read("map"))
+    if cluster.cluster != identity.cluster:
+        raise InvariantBroken(f"the map is of cluster {cluster.cluster}, this node began {identity.cluster}")
+    return replace(identity, begun=True)
+
+
+async def _known(folder: Path, state: StateStore, node: str, identity: NodeIdentity | None) -> NodeIdentity:
+    """node.json as the register proves it, for one that is lost, too: this node is the only voter."""
+    found = await state.read("map")
+    if found.value is None:
+        raise Damaged(f"{folder / ACCEPTOR}: the register has no map: restore this node from a snapshot")
+    cluster = decode_map(found)
+    if identity is not None and identity.cluster != cluster.cluster:
+        raise StartRefused(
+            f"{folder}: {NODE_JSON} is of cluster {identity.cluster}, the register of {cluster.cluster}: "
+            "files of two nodes are mixed"
+        )
+    if NodeId(node) not in cluster.nodes:
+        raise StartRefused(f"{folder} belongs to {', '.join(cluster.nodes)}, not to node {node!r}")
+    return identity or NodeIdentity(node=node, cluster=cluster.cluster, voters=(node,), begun=True)
+
+
+def decode_map(found: Versioned) -> ClusterMap:
+    try:
+        return msgspec.json.decode(found.value or b"", type=ClusterMap)
+    except msgspec.DecodeError as e:
+        raise Damaged(f"the map in the register, version {found.version}, cannot be read: {e}") from None
