@@ -49,16 +49,6 @@ class Execution:
         # A sample has no ranks that an offset could skip.
         return merging.taken(hits, slice(0 if isinstance(what, Sample) else node.offset, wanted))
 
-    def nearest(self, nodes: Sequence[Node]) -> list[Hits]:
-        """The answers of nodes that differ in vector, limit and offset alone, searched as one batch."""
-        limit = max(node.limit + node.offset for node in nodes)
-        node, vectors = nodes[0], [node.what.vector for node in nodes if isinstance(node.what, Near)]
-        answers = self._nearest(node, np.stack(vectors), limit, None)
-        return [
-            merging.taken(self._kept(each, hits), slice(each.offset, each.offset + each.limit))
-            for each, hits in zip(nodes, answers, strict=True)
-        ]
-
     def _ranked(self, node: Node, wanted: int, only: Hits | None) -> Hits:
         what = node.what
         if isinstance(what, Near):
@@ -137,17 +127,6 @@ class Execution:
             return [Among(node.where, node.without)] * len(self.sources)
         parts = [merging.of_source(only, i)[1] for i in range(len(self.sources))]
         return [Among(node.where, node.without, part) for part in parts]
-
-
-def is_plain(node: Node) -> bool:
-    """Whether it is one vector search over all points, which batches with others."""
-    return isinstance(node.what, Near) and not node.prefetch
-
-
-def batch_key(node: Node) -> object:
-    """Plain nodes with equal keys can be searched as one batch."""
-    v = _vector(node).v
-    return (v, node.where, node.without, node.ef, node.exact)
 
 
 def _over(node: Node, hits: Hits, *, larger: bool, strictly: bool) -> Hits:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from msgspec import UNSET
 
-from agent.front.queries import answers, grouping, matrix, merging
+from agent.front.queries import answers, grouping, matrix, merging, plain
 from agent.front.queries.answers import Wanted, records, scored_points
 from agent.front.queries.collection import Collection
 from agent.front.queries.deadline import Deadline
-from agent.front.queries.execution import Execution, batch_key, is_plain
+from agent.front.queries.execution import Execution
 from agent.front.queries.leaves import Among, Hits, Ordered, Page
+from agent.front.queries.plain import is_plain
 from agent.front.queries.plan import Node, VectorSpec
 from agent.front.queries.planner import Planner
 from core.api.reads import Count, Facet, Matrix, Retrieve, Scroll
@@ -38,17 +39,30 @@ class Reads:
 
     def query(self, search: Search) -> list[answers.ScoredPoint]:
         """POST /points/query, and the older search and recommend."""
-        hits = self._execution.hits(self._plan(search))
-        return scored_points(self.collection, hits, self._wanted_of(search))
+        wants = self._wanted_of(search)
+        if is_plain(search):
+            return plain.answers(self.collection, [search], [wants])[0]
+        return scored_points(self.collection, self._execution.hits(self._plan(search)), wants)
 
     def query_batch(self, given: Sequence[Search]) -> list[list[answers.ScoredPoint]]:
         """Each search's answer, in order. Plain vector searches that are alike run as one batch."""
-        nodes = [self._plan(search) for search in given]
-        hits = self._batch(nodes)
-        return [
-            scored_points(self.collection, each, self._wanted_of(search))
-            for each, search in zip(hits, given, strict=True)
-        ]
+        if len(given) == 1:
+            return [self.query(given[0])]
+        wants = [self._wanted_of(search) for search in given]
+        found: list[list[answers.ScoredPoint]] = [[]] * len(given)
+        alike: dict[Hashable, list[int]] = {}
+        for i, search in enumerate(given):
+            if is_plain(search):
+                alike.setdefault(plain.batch_key(search), []).append(i)
+            else:
+                hits = self._execution.hits(self._plan(search))
+                found[i] = scored_points(self.collection, hits, wants[i])
+        for places in alike.values():
+            self.deadline.check()
+            batch = plain.answers(self.collection, [given[i] for i in places], [wants[i] for i in places])
+            for i, points in zip(places, batch, strict=True):
+                found[i] = points
+        return found
 
     def groups(self, groups: Groups) -> answers.Groups:
         """POST /points/query/groups, and the older search/groups."""
@@ -109,21 +123,6 @@ class Reads:
 
     def _plan(self, search: Search) -> Node:
         return Planner(self.collection, self.named).plan(search.node)
-
-    def _batch(self, nodes: Sequence[Node]) -> list[Hits]:
-        execution = self._execution
-        alike: dict[object, list[int]] = {}
-        for i, node in enumerate(nodes):
-            alike.setdefault(batch_key(node) if is_plain(node) else i, []).append(i)
-        hits = [merging.NOTHING] * len(nodes)
-        for places in alike.values():
-            if len(places) == 1:
-                hits[places[0]] = execution.hits(nodes[places[0]])
-                continue
-            self.deadline.check()
-            for i, found in zip(places, execution.nearest([nodes[i] for i in places]), strict=True):
-                hits[i] = found
-        return hits
 
     def _matrix(self, request: Matrix) -> matrix.Distances:
         return matrix.distances(self._execution, self.collection.vector(request.using), request)
