@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -64,11 +64,12 @@ def _errors_by_code() -> dict[str, type[ShoalError]]:
 _ERRORS = _errors_by_code()
 
 
-def _raise_again(reply: _Reply) -> None:
-    kind = _ERRORS.get(reply.code or "", ShoalError)
+def raise_again(code: str, text: str, retry_after_s: int | None = None) -> NoReturn:
+    """Raise the error that another process told by its code and text."""
+    kind = _ERRORS.get(code, ShoalError)
     error = kind.__new__(kind)
-    Exception.__init__(error, reply.text)
-    error.retry_after_s = reply.retry_after_s
+    Exception.__init__(error, text)
+    error.retry_after_s = retry_after_s
     raise error
 
 
@@ -145,7 +146,7 @@ class Client:
                     answer.set_result((reply.header, body))
                 else:
                     try:
-                        _raise_again(reply)
+                        raise_again(reply.code, reply.text, reply.retry_after_s)
                     except ShoalError as error:
                         answer.set_exception(error)
         except (asyncio.IncompleteReadError, OSError, msgspec.MsgspecError) as problem:
@@ -211,7 +212,7 @@ class Server:
             reply = _Reply(answer_header)
         except ShoalError as error:
             reply = _Reply({}, error.code, str(error), error.retry_after_s)
-        except Exception as bug:
+        except Exception as bug:  # noqa: BLE001 - the caller gets an answer, the log the cause
             self._log.error("link.handler_failed", exc=bug, at_ns=time.monotonic_ns())
             reply = _Reply({}, "internal", f"internal error ({type(bug).__name__}); see the store's log")
         finally:

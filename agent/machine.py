@@ -39,7 +39,9 @@ def check(data_dir: str, agent: AgentConfig) -> list[str]:
     warnings = _raise_descriptors()
     free = shutil.disk_usage(data_dir).free
     if free < agent.disk_low_water.of(shutil.disk_usage(data_dir).total):
-        warnings.append(f"only {free >> 20} MiB are free for {data_dir}: writes are refused until there is room")
+        warnings.append(
+            f"only {free >> 20} MiB are free for {data_dir}: writes are refused until there is room"
+        )
     return warnings
 
 
@@ -62,9 +64,13 @@ def _raise_descriptors() -> list[str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS_MIN:
-        raise StartRefused(f"at most {soft} open files are allowed, {DESCRIPTORS_MIN} are needed: raise ulimit -n")
+        raise StartRefused(
+            f"at most {soft} open files are allowed, {DESCRIPTORS_MIN} are needed: raise ulimit -n"
+        )
     if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS_WANTED:
-        return [f"at most {soft} open files are allowed; for many clients or shards raise ulimit -n (LimitNOFILE)"]
+        return [
+            f"at most {soft} open files are allowed; for many clients or shards raise ulimit -n (LimitNOFILE)"
+        ]
     return []
 
 

@@ -78,7 +78,7 @@ class Unit:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         try:
-            for process in self._all():
+            for process in (self._store, *self._fronts):
                 self._spawn(process)
             if not self._wait_ready():
                 return self._shut_down()
@@ -126,7 +126,7 @@ class Unit:
         while time.monotonic() < deadline:
             if self._stop_signal is not None:
                 return False
-            for process in self._all():
+            for process in (self._store, *self._fronts):
                 self._reap_at_start(process)
             ready = self._page.node().flags & NodeFlag.READY
             if ready and all(self._page.process(front.place).pid for front in self._fronts):
@@ -137,7 +137,7 @@ class Unit:
 
     def _reap_at_start(self, process: Process) -> None:
         status = process.popen.poll() if process.popen is not None else None
-        if status is None or process is self._builder:
+        if status is None:
             return
         # The child has said why on stderr; here only what follows from it.
         raise StartRefused(f"the {process.name} process ended with status {status} while starting; see above")
@@ -147,8 +147,9 @@ class Unit:
         systemd.notify(f"READY=1\nSTATUS=serving at {url}\nMAINPID={os.getpid()}")
         self._log.info("agent.ready", node=self._node.id, url=url, version=VERSION, pid=os.getpid())
         key = ' -H "api-key: $KEY"' if self._config.api_key_file else ""
-        print(f"shoal {VERSION}: node {self._node.id} is ready at {url}", flush=True)
-        print(f"  try: curl{key} {url}/collections", flush=True)
+        sys.stdout.write(f"shoal {VERSION}: node {self._node.id} is ready at {url}\n")
+        sys.stdout.write(f"  try: curl{key} {url}/collections\n")
+        sys.stdout.flush()
 
     def _watch(self) -> int:
         watchdog_s = systemd.watchdog_interval_s()
@@ -162,15 +163,23 @@ class Unit:
             now = time.monotonic()
             for process in (self._builder, *self._fronts):
                 self._keep(process, now)
+            self._start_builder(now)
             if watchdog_s is not None and now >= next_watchdog and self._healthy(now):
                 systemd.notify("WATCHDOG=1")
                 next_watchdog = now + watchdog_s / 3
         return self._shut_down()
 
+    def _start_builder(self, now: float) -> None:
+        """The builder ends when it has nothing to do; it comes back when the store wants it."""
+        builder = self._builder
+        wanted = self._page.node().flags & NodeFlag.BUILD_WANTED
+        if wanted and builder.popen is None and now >= (builder.start_again_s or 0.0):
+            self._spawn(builder)
+
     def _keep(self, process: Process, now: float) -> None:
-        """Start a dead process again, and kill a front that hangs."""
+        """Start a dead front again, and kill one that hangs."""
         if process.popen is None:
-            if process.start_again_s is not None and now >= process.start_again_s:
+            if process is not self._builder and now >= (process.start_again_s or 0.0):
                 self._spawn(process)
             return
         status = process.popen.poll()
@@ -184,6 +193,8 @@ class Unit:
         process.failures = 0 if now - process.started_s > 10 or status == 0 else process.failures + 1
         wait_s = _BACKOFF_S[min(process.failures, len(_BACKOFF_S) - 1)]
         process.start_again_s = now + wait_s
+        if process is self._builder and status == 0:
+            return  # it had nothing left to do
         self._log.warning("agent.process_died", process=process.name, status=status, again_in_s=wait_s)
 
     def _silent_s(self, process: Process, now: float) -> float:
@@ -264,7 +275,9 @@ def run(config: ClusterConfig, node_id: str) -> int:
     Raises StartRefused, and ConfigInvalid for a node that the file does not name.
     """
     node = config.node(node_id)
-    log = log_to(sys.stderr, config.agent.log_format, config.agent.log_level).bind(node=node_id, process="main")
+    log = log_to(sys.stderr, config.agent.log_format, config.agent.log_level).bind(
+        node=node_id, process="main"
+    )
     machine.refuse_foreign_system()
     try:
         return Unit(config, node, log).run()

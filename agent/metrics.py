@@ -16,7 +16,8 @@ _ENTRY = struct.Struct("<BxH4x")
 _VALUE = struct.Struct("<d")
 
 LATENCY_BUCKETS_S = (
-    0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+    0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01,
+    0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
 )  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def key_of(name: str, labels: Mapping[str, str]) -> str:
     """A sample's name in the Prometheus text format: name{label="value",…}, labels sorted."""
     if not labels:
         return name
-    return f"{name}{{{','.join(f'{k}="{_escape(v)}"' for k, v in sorted(labels.items()))}}}"
+    inner = ",".join(f'{label}="{_escape(value)}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{inner}}}"
 
 
 class Counter:
@@ -60,7 +62,9 @@ class Histogram:
 
     __slots__ = ("_bounds", "_buckets", "_count", "_sum")
 
-    def __init__(self, bounds: tuple[float, ...], buckets: list[Counter], total: Counter, count: Counter) -> None:
+    def __init__(
+        self, bounds: tuple[float, ...], buckets: list[Counter], total: Counter, count: Counter
+    ) -> None:
         self._bounds, self._buckets, self._sum, self._count = bounds, buckets, total, count
 
     def observe(self, value: float) -> None:
@@ -92,9 +96,7 @@ class Metrics:
     def gauge(self, name: str, **labels: str) -> Counter:
         return self._single(Kind.GAUGE, name, labels)
 
-    def histogram(
-        self, name: str, bounds: tuple[float, ...] = LATENCY_BUCKETS_S, **labels: str
-    ) -> Histogram:
+    def histogram(self, name: str, bounds: tuple[float, ...] = LATENCY_BUCKETS_S, **labels: str) -> Histogram:
         key = key_of(name, labels)
         found = self._objects.get(key)
         if found is None:
@@ -125,7 +127,7 @@ class Metrics:
 
     def _append(self, kind: Kind, key: str) -> int | None:
         data = key.encode()
-        (used,) = _USED.unpack_from(self._part, 0)
+        used: int = _USED.unpack_from(self._part, 0)[0]
         padded = -len(data) % 8
         at = used + _ENTRY.size + len(data) + padded
         if at + _VALUE.size > len(self._part):

@@ -39,6 +39,7 @@ class ShardFlag(IntFlag):
     IN_SYNC = 2
     DAMAGED = 4
     BUILDING = 8  # a fold or a vacuum runs, or one is due
+    PUBLISHING = 16  # new slots are being set live, those that they replace are not cleared yet
 
 
 class NodeFlag(IntFlag):
@@ -46,6 +47,7 @@ class NodeFlag(IntFlag):
     DISK_LOW = 2
     MEMORY_LOW = 4
     STOPPING = 8
+    BUILD_WANTED = 16  # the builder has work; `main` starts it if it is not there
 
 
 class ShardRecord(NamedTuple):

@@ -31,6 +31,8 @@ TICK_S = 0.2
 RELOAD_S = 1.0
 DRAIN_S = 10.0
 BACKLOG = 1024
+BODIES_BYTES_MAX = 256 << 20
+"""Of all request bodies in the node's memory."""
 
 
 async def serve(spec: Spec, log: Log) -> None:
@@ -42,7 +44,7 @@ async def serve(spec: Spec, log: Log) -> None:
     keys = Keys(spec.config)
     link = Client(SOCKET)
     serving = Serving(page, link, metrics, log)
-    handlers = Handlers(spec, page, link, serving, metrics, log)
+    handlers = Handlers(spec, page, link, serving, metrics)
     app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec))
     server = Server(app.handle, body_bytes_max=_limits(spec).body_bytes_max)
     handlers.connections = server
@@ -72,6 +74,7 @@ async def serve(spec: Spec, log: Log) -> None:
         await server.shutdown(1.0)
         for task in running:
             task.cancel()
+    handlers.close()
     await link.close()
     serving.close()
 
@@ -79,7 +82,7 @@ async def serve(spec: Spec, log: Log) -> None:
 def _limits(spec: Spec) -> AppLimits:
     agent = spec.config.agent
     return AppLimits(
-        bodies_bytes_max=AppLimits.bodies_bytes_max // front_count(agent.fronts),
+        bodies_bytes_max=BODIES_BYTES_MAX // front_count(agent.fronts),
         slow_request_ms=agent.slow_request_ms,
         cors_origins=agent.cors_origins,
         gzip=agent.gzip,

@@ -83,7 +83,9 @@ class Keys:
 def require(role: Role, needed: Role, what: str) -> None:
     """Raises Forbidden if `role` may not do what needs `needed`."""
     if role < needed:
-        raise Forbidden(f"{what} needs a key with the role {needed.name.lower()}; this one is {role.name.lower()}")
+        raise Forbidden(
+            f"{what} needs a key with the role {needed.name.lower()}; this one is {role.name.lower()}"
+        )
 
 
 def presented_key(api_key: str | None, authorization: str | None) -> str | None:
@@ -117,6 +119,8 @@ def _read(path: str, role: Role) -> list[Key]:
         raise StartRefused(f"the key file {path} holds no key; put one on a line of its own")
     for number, line in enumerate(lines, 1):
         if len(line) < KEY_CHARS_MIN:
-            raise StartRefused(f"key {number} in {path} has under {KEY_CHARS_MIN} characters; take a longer one")
+            raise StartRefused(
+                f"key {number} in {path} has under {KEY_CHARS_MIN} characters; take a longer one"
+            )
     name = os.path.basename(path)
     return [Key(_digest(line), role, f"{name}:{number}") for number, line in enumerate(lines, 1)]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
 
-from agent.front.access import Keys, presented_key, require
+from agent.front.access import Keys, Role, presented_key, require
 from agent.front.routes import Reply, Request, Route, Router, parse_query
 from agent.metrics import Metrics
 from core.errors import (
@@ -72,7 +73,7 @@ class App:
             response = self._refuse(error, began)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception as bug:
+        except Exception as bug:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the cause
             self._log.error("request.failed", request_id=request_id, path=http.raw_path[:200], exc=bug)
             response = self._refuse(ShoalError(f"internal error ({type(bug).__name__}); see the log"), began)
         finally:
@@ -95,8 +96,8 @@ class App:
         raw_path, _, raw_query = http.raw_path.partition("?")
         if http.method == "OPTIONS" and "Origin" in http.headers:
             return web.Response(status=204)  # its CORS headers are added in _finish; it says nothing else
-        role, key_name = self._keys.role(None), "anonymous"
-        if self._keys.required and raw_path not in _FREE_PATHS:
+        role, key_name = Role.NOBODY, "anonymous"
+        if raw_path not in _FREE_PATHS:
             role, key_name = self._keys.role(
                 presented_key(http.headers.get("api-key"), http.headers.get("Authorization"))
             )
@@ -149,7 +150,7 @@ class App:
             raise _too_large(self._limits.body_bytes_max) from None
         except TimeoutError:
             raise DeadlineExceeded(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-        except web.PayloadError as problem:
+        except (web.RequestPayloadError, PayloadEncodingError) as problem:
             raise BadRequest(f"the body is broken: {problem}") from None
 
     def _response(self, http: web.BaseRequest, reply: Reply, began: float) -> web.StreamResponse:
@@ -162,7 +163,11 @@ class App:
         response = web.Response(
             body=body, status=reply.status, content_type=reply.content_type, headers=reply.headers
         )
-        if self._limits.gzip and len(body) > _GZIP_BYTES_MIN and "gzip" in http.headers.get("Accept-Encoding", ""):
+        if (
+            self._limits.gzip
+            and len(body) > _GZIP_BYTES_MIN
+            and "gzip" in http.headers.get("Accept-Encoding", "")
+        ):
             response.enable_compression(web.ContentCoding.gzip)
         return response
 
@@ -249,5 +254,3 @@ def _cors(origin: str, allowed: tuple[str, ...]) -> dict[str, str]:
         "Access-Control-Max-Age": "3600",
         "Vary": "Origin",
     }
-
-

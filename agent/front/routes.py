@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote
 
 from agent.front.access import Role
-from core.errors import BadRequest, NotFound, ShoalError
+from core.errors import BadRequest, DeadlineExceeded, NotFound, ShoalError
 
 
 @dataclass(slots=True)
@@ -28,6 +29,13 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: object | None = None
     """The aiohttp request, for the few handlers that stream."""
+
+    def left_s(self) -> float:
+        """Seconds until the deadline; raises DeadlineExceeded when it has passed."""
+        left = self.deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise DeadlineExceeded("the request's timeout has passed; give it more by ?timeout=seconds")
+        return left
 
 
 @dataclass(slots=True)

@@ -1,0 +1,47 @@
+"""All handlers of a front, and the one table of its routes."""
+
+from __future__ import annotations
+
+from agent.child import Spec
+from agent.front.cluster import Cluster
+from agent.front.collections import Collections
+from agent.front.connections import Server
+from agent.front.node import Node
+from agent.front.points import Points
+from agent.front.routes import Route
+from agent.front.search import Search
+from agent.front.serving import Serving
+from agent.link import Client
+from agent.metrics import Metrics
+from agent.page import Page
+
+
+class Handlers:
+    """Makes the handlers, which share the map, the link and the metrics of this front."""
+
+    def __init__(self, spec: Spec, page: Page, link: Client, serving: Serving, metrics: Metrics) -> None:
+        self.connections: Server | None = None
+        self._search = Search(serving, metrics)
+        self._all = (
+            Node(page, serving, self._connection_gauges),
+            Cluster(serving, spec.node.id, "https" if spec.config.tls is not None else "http"),
+            Collections(link, serving),
+            Points(link, serving, metrics),
+            self._search,
+        )
+
+    def routes(self) -> list[Route]:
+        return [route for part in self._all for route in part.routes()]
+
+    def close(self) -> None:
+        self._search.close()
+
+    def _connection_gauges(self) -> dict[str, float]:
+        server = self.connections
+        if server is None:
+            return {}
+        return {
+            "shoal_front_connections": float(server.open_connections),
+            "shoal_front_connections_refused_total": float(server.refused),
+            "shoal_front_connections_timed_out_total": float(server.timed_out),
+        }

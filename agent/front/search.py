@@ -1,0 +1,333 @@
+"""Handlers that read points: queries, scroll, count, facets, matrices, retrieval.
+
+A plain vector search is answered on the loop, together with those that arrived in the same turn of
+it: a hand-over to a thread costs a third of the search. Whatever may take long goes to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent.front.access import Role
+from agent.front.queries.answers import ScoredPoint
+from agent.front.queries.collection import Collection as Look
+from agent.front.queries.deadline import Deadline
+from agent.front.queries.reads import Reads
+from agent.front.routes import Handler, Reply, Request, Route
+from agent.front.serving import Served, Serving
+from agent.metrics import Metrics
+from agent.rates import Bucket
+from core.api import queries as bodies
+from core.api import reads as api_reads
+from core.api import searches as api
+from core.api.checks import DEFAULT_LIMITS, Limits
+from core.api.decode import decode
+from core.api.strict import (
+    check_batch,
+    check_filter,
+    check_limit,
+    check_search,
+    check_timeout,
+    strict_mode,
+)
+from core.errors import BadRequest, NotFound, Overloaded, ShoalError
+from core.hashing import id_key, point_id
+
+T = TypeVar("T")
+THREADS = 2
+QUEUE_MAX = 256
+"""Long reads that run or wait for a thread; more are refused."""
+SHORT_LIMIT_MAX = 200
+"""A plain search for more is not short."""
+SHORT_TAIL_MAX = 16_000
+"""Slots that a short search may scan exactly."""
+_CONSISTENCIES = ("majority", "quorum", "all")
+_encode = msgspec.json.Encoder().encode
+
+
+class Search:
+    """Everything under /collections/{c} that reads points."""
+
+    def __init__(self, serving: Serving, metrics: Metrics) -> None:
+        self._serving, self._metrics = serving, metrics
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+        self._queued = 0
+        self._queue_gauge = metrics.gauge("shoal_reads_in_threads")
+        self._turn: dict[str, list[tuple[api.Search, asyncio.Future[list[ScoredPoint]], float]]] = {}
+        self._rates: dict[str, Bucket] = {}
+        self._random = random.Random()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def routes(self) -> list[Route]:
+        one, points = "/collections/*", "/collections/*/points"
+        table: list[tuple[str, str, Handler]] = [
+            ("POST", f"{points}/query", self.query),
+            (
+                "POST",
+                f"{points}/query/batch",
+                self._batch(bodies.QueryBatchBody, api.parse_query_batch, wrap=True),
+            ),
+            ("POST", f"{points}/query/groups", self._groups(bodies.QueryGroupsBody, api.parse_query_groups)),
+            ("POST", f"{points}/search", self._older(bodies.SearchBody, api.parse_search)),
+            (
+                "POST",
+                f"{points}/search/batch",
+                self._batch(bodies.SearchBatchBody, api.parse_search_batch, wrap=False),
+            ),
+            (
+                "POST",
+                f"{points}/search/groups",
+                self._groups(bodies.SearchGroupsBody, api.parse_search_groups),
+            ),
+            ("POST", f"{points}/recommend", self._older(bodies.RecommendBody, api.parse_recommend)),
+            (
+                "POST",
+                f"{points}/recommend/batch",
+                self._batch(bodies.RecommendBatchBody, api.parse_recommend_batch, wrap=False),
+            ),
+            ("POST", points, self.retrieve),
+            ("GET", f"{points}/*", self.retrieve_one),
+            ("POST", f"{points}/scroll", self.scroll),
+            ("POST", f"{points}/count", self.count),
+            ("POST", f"{one}/facet", self.facet),
+            ("POST", f"{points}/search/matrix/pairs", self.matrix_pairs),
+            ("POST", f"{points}/search/matrix/offsets", self.matrix_offsets),
+        ]
+        return [Route(method, pattern, Role.READ, self._timed(handler)) for method, pattern, handler in table]
+
+    # -- queries
+
+    async def query(self, request: Request) -> Reply:
+        served = await self._serving.collection(request.parameters[0])
+        search = api.parse_query(
+            decode(bodies.QueryBody, request.body), served.info.params.vectors, self._limits
+        )
+        return Reply(b'{"points":' + _encode(await self._search(served, search, request)) + b"}")
+
+    def _older(self, shape: type[Any], parse: Callable[..., api.Search]) -> Handler:
+        async def search(request: Request) -> Reply:
+            served = await self._serving.collection(request.parameters[0])
+            parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
+            return Reply(_encode(await self._search(served, parsed, request)))
+
+        return search
+
+    def _batch(self, shape: type[Any], parse: Callable[..., Any], *, wrap: bool) -> Handler:
+        async def batch(request: Request) -> Reply:
+            served = await self._serving.collection(request.parameters[0])
+            given = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
+            strict = strict_mode(served.info.params)
+            check_batch(strict, len(given))
+            for search in given:
+                check_search(strict, search)
+            self._admit(served, request, max(1, len(given)))
+            found = await self._in_thread(served, request, lambda reads: reads.query_batch(given))
+            return Reply(_encode([{"points": points} for points in found] if wrap else found))
+
+        return batch
+
+    def _groups(self, shape: type[Any], parse: Callable[..., api.Groups]) -> Handler:
+        async def groups(request: Request) -> Reply:
+            served = await self._serving.collection(request.parameters[0])
+            parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
+            check_search(strict_mode(served.info.params), parsed)
+            self._admit(served, request)
+            return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.groups(parsed))))
+
+        return groups
+
+    async def _search(self, served: Served, search: api.Search, request: Request) -> list[ScoredPoint]:
+        check_search(strict_mode(served.info.params), search)
+        self._admit(served, request)
+        if self._is_short(served, search):
+            return await self._in_turn(served, search, request)
+        return await self._in_thread(served, request, lambda reads: reads.query(search))
+
+    @staticmethod
+    def _is_short(served: Served, search: api.Search) -> bool:
+        """One vector search over graphs and a bounded tail, whose answer is small."""
+        node = search.node
+        if node.prefetch or node.exact or node.filter is not None or node.lookup is not None:
+            return False
+        if not isinstance(node.query, api.Nearest) or isinstance(node.query.example, bytes):
+            return False
+        if node.limit + node.offset > SHORT_LIMIT_MAX or (node.ef or 0) > SHORT_LIMIT_MAX * 4:
+            return False
+        return all(shard.tail() <= SHORT_TAIL_MAX for shard in served.shards)
+
+    def _in_turn(
+        self, served: Served, search: api.Search, request: Request
+    ) -> asyncio.Future[list[ScoredPoint]]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[ScoredPoint]] = loop.create_future()
+        waiting = self._turn.setdefault(served.name, [])
+        waiting.append((search, future, request.deadline))
+        if len(waiting) == 1:
+            loop.call_soon(self._flush, served)
+        return future
+
+    def _flush(self, served: Served) -> None:
+        """Search for all that arrived since the last turn of the loop, in one look."""
+        waiting = [one for one in self._turn.pop(served.name, []) if not one[1].done()]
+        if not waiting:
+            return
+        try:
+            with served.look() as look:
+                reads = self._reads(look, max(deadline for _, _, deadline in waiting), ExitStack())
+                answers = reads.query_batch([search for search, _, _ in waiting])
+        except Exception as problem:  # noqa: BLE001 - handed to the one whose search failed
+            if len(waiting) > 1:  # one of them may be at fault: each for itself
+                for one in waiting:
+                    self._turn[served.name] = [one]
+                    self._flush(served)
+                return
+            waiting[0][1].set_exception(problem)
+            return
+        for (_, future, _), answer in zip(waiting, answers, strict=True):
+            future.set_result(answer)
+
+    # -- other reads
+
+    async def retrieve(self, request: Request) -> Reply:
+        served = await self._serving.collection(request.parameters[0])
+        parsed = api_reads.parse_retrieve(decode(api_reads.RetrieveBody, request.body), self._limits)
+        self._admit(served, request, max(1, len(parsed.keys)))
+        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.retrieve(parsed))))
+
+    async def retrieve_one(self, request: Request) -> Reply:
+        name, text = request.parameters
+        served = await self._serving.collection(name)
+        key = id_key(int(text) if text.isascii() and text.isdigit() else text)
+        self._admit(served, request)
+        parsed = api_reads.parse_retrieve(
+            api_reads.RetrieveBody(ids=[point_id(key)], with_payload=True, with_vector=True), self._limits
+        )
+        found = await self._in_thread(served, request, lambda reads: reads.retrieve(parsed))
+        if not found:
+            raise NotFound(f"Not found: Point with id {point_id(key)} does not exist!")
+        return Reply(_encode(found[0]))
+
+    async def scroll(self, request: Request) -> Reply:
+        served = await self._serving.collection(request.parameters[0])
+        parsed = api_reads.parse_scroll(decode(api_reads.ScrollBody, request.body), self._limits)
+        check_limit(strict_mode(served.info.params), parsed.limit)
+        check_filter(strict_mode(served.info.params), parsed.filter)
+        self._admit(served, request)
+        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.scroll(parsed))))
+
+    async def count(self, request: Request) -> Reply:
+        served = await self._serving.collection(request.parameters[0])
+        parsed = api_reads.parse_count(decode(api_reads.CountBody, request.body), self._limits)
+        check_filter(strict_mode(served.info.params), parsed.filter)
+        self._admit(served, request)
+        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.count(parsed))))
+
+    async def facet(self, request: Request) -> Reply:
+        served = await self._serving.collection(request.parameters[0])
+        parsed = api_reads.parse_facet(decode(api_reads.FacetBody, request.body), self._limits)
+        check_limit(strict_mode(served.info.params), parsed.limit)
+        check_filter(strict_mode(served.info.params), parsed.filter)
+        self._admit(served, request)
+        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.facet(parsed))))
+
+    async def matrix_pairs(self, request: Request) -> Reply:
+        served, parsed = await self._matrix(request)
+        return Reply(
+            _encode(await self._in_thread(served, request, lambda reads: reads.matrix_pairs(parsed)))
+        )
+
+    async def matrix_offsets(self, request: Request) -> Reply:
+        served, parsed = await self._matrix(request)
+        return Reply(
+            _encode(await self._in_thread(served, request, lambda reads: reads.matrix_offsets(parsed)))
+        )
+
+    async def _matrix(self, request: Request) -> tuple[Served, api_reads.Matrix]:
+        served = await self._serving.collection(request.parameters[0])
+        body = decode(api_reads.MatrixBody, request.body)
+        parsed = api_reads.parse_matrix(body, served.info.params.vectors, self._limits)
+        check_filter(strict_mode(served.info.params), parsed.filter)
+        self._admit(served, request)
+        return served, parsed
+
+    # -- how reads run
+
+    @property
+    def _limits(self) -> Limits:
+        return DEFAULT_LIMITS
+
+    def _admit(self, served: Served, request: Request, cost: int = 1) -> None:
+        """Checks that all reads share. Raises BadRequest, RateLimited."""
+        consistency = request.query.get("consistency")
+        if consistency is not None and consistency not in _CONSISTENCIES and not _is_count(consistency):
+            raise BadRequest(
+                f"query parameter consistency: expected a number or {', '.join(_CONSISTENCIES)}, "
+                f"got {consistency[:40]!r}"
+            )
+        strict = strict_mode(served.info.params)
+        if strict is None:
+            return
+        if "timeout" in request.query:
+            check_timeout(strict, float(request.query["timeout"]))
+        if strict.read_rate_limit is not None:
+            now_s = asyncio.get_running_loop().time()
+            bucket = self._rates.get(served.name)
+            if bucket is None or bucket.per_minute != strict.read_rate_limit:
+                bucket = self._rates[served.name] = Bucket(strict.read_rate_limit, now_s)
+            bucket.take(cost, now_s, "Read")
+
+    async def _in_thread(self, served: Served, request: Request, read: Callable[[Reads], T]) -> T:
+        """Run a read that may take long. Raises Overloaded when too many wait."""
+        request.left_s()
+        if self._queued >= QUEUE_MAX:
+            raise Overloaded(f"{QUEUE_MAX} long reads are under way; retry later")
+        self._queued += 1
+        self._queue_gauge.set(self._queued)
+
+        def run() -> T:
+            with ExitStack() as stack:
+                look = stack.enter_context(served.look())
+                return read(self._reads(look, request.deadline, stack))
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        finally:
+            self._queued -= 1
+            self._queue_gauge.set(self._queued)
+
+    def _reads(self, look: Look, deadline: float, stack: ExitStack) -> Reads:
+        def named(name: str) -> Look:
+            return stack.enter_context(self._serving.known(name).look())
+
+        # Loop time is time.monotonic, and may be read from a thread.
+        return Reads(look, named, Deadline(deadline, time.monotonic), lambda: self._random.getrandbits(63))
+
+    def _timed(self, handler: Handler) -> Handler:
+        async def timed(request: Request) -> Reply:
+            began = time.perf_counter()
+            try:
+                return await handler(request)
+            except ShoalError as error:
+                self._metrics.counter("shoal_search_errors_total", code=error.code).add()
+                raise
+            finally:
+                label = self._serving.label(request.parameters[0])
+                self._metrics.histogram("shoal_search_seconds", collection=label).observe(
+                    time.perf_counter() - began
+                )
+
+        return timed
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) > 0

@@ -1,0 +1,259 @@
+"""A front's picture of the cluster: the map as the store last published it, and readers of the local shards.
+
+The page tells when there is a newer map; it is fetched before the next request is answered, so that a
+client that meets another front sees what it was just told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.front.queries.collection import Collection as Look
+from agent.front.queries.plan import VectorSpec
+from agent.front.queries.source import LocalSource
+from agent.front.reader import ShardReader
+from agent.link import Client
+from agent.metrics import Metrics
+from agent.page import NodeFlag, Page, ShardFlag, ShardRecord
+from core import cluster, cluster_answers
+from core.cluster import ClusterView, CollectionId
+from core.api.indexes import text_options
+from core.errors import NotFound, ShoalError, Unavailable
+from core.payload import parse_path
+from net.logs import Log
+
+FOLLOW_S = 1.0
+_FETCH_TIMEOUT_S = 5.0
+_decode_view = msgspec.json.Decoder(ClusterView).decode
+
+
+class Shard:
+    """A local shard as this front serves it."""
+
+    def __init__(self, page: Page, place: int, number: int, reader: ShardReader) -> None:
+        self._page, self.place, self.number, self.reader = page, place, number, reader
+
+    def record(self) -> ShardRecord:
+        return self._page.shard(self.place)
+
+    def segments(self) -> int:
+        """Sealed graphs of all vectors, and the tail."""
+        return 1 + sum(len(vector.segments) for vector in self.reader.manifest.vectors.values())
+
+    def tail(self) -> int:
+        """Slots that a search scans exactly."""
+        record = self.record()
+        return record.slot_high - max(record.built, record.slot_low)
+
+
+class Served:
+    """One collection: its definition in the map, and its shards."""
+
+    def __init__(self, info: cluster.Collection, shards: tuple[Shard, ...]) -> None:
+        self.info, self.shards = info, shards
+        self.name = info.name
+        self.vectors: Mapping[str, VectorSpec] = {
+            name: VectorSpec(name, info.vectors[name], params) for name, params in info.params.vectors.items()
+        }
+        self.text_indexes = {
+            parse_path(path): text_options(index.schema.params)
+            for path, index in info.indexes.items()
+            if index.schema.type == "text"
+        }
+
+    @contextmanager
+    def look(self) -> Iterator[Look]:
+        """A consistent look at each shard, released at the end."""
+        with ExitStack() as stack:
+            views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
+            yield Look(self.name, self.vectors, [LocalSource(view) for view in views], self.text_indexes)
+
+    def points(self) -> int:
+        return sum(shard.record().points for shard in self.shards)
+
+    def describe(self) -> dict[str, Any]:
+        """The answer of GET /collections/{name}."""
+        records = [shard.record() for shard in self.shards]
+        points = sum(record.points for record in records)
+        building = any(record.flags & ShardFlag.BUILDING for record in records)
+        damaged = any(record.flags & ShardFlag.DAMAGED for record in records)
+        # Scanned exactly is indexed, too: until the builder has something to do, the tail counts.
+        tails = [shard.tail() for shard in self.shards]
+        scanned = sum(min(tail, record.points) for tail, record in zip(tails, records, strict=True))
+        known = cluster_answers.collection_answer(self.info, dict.fromkeys(self.info.indexes, points))
+        return {
+            "status": "red" if damaged else "yellow" if building else "green",
+            "optimizer_status": {"error": "a shard's files are damaged"} if damaged else "ok",
+            "points_count": points,
+            "indexed_vectors_count": (points - scanned if building else points) * len(self.vectors),
+            "segments_count": sum(shard.segments() for shard in self.shards),
+            **known,
+            "update_queue": {"length": scanned if building else 0},
+        }
+
+    def optimizations(self) -> dict[str, Any]:
+        """The answer of GET /collections/{name}/optimizations: what the builder still has to do."""
+        running = [
+            {
+                "uuid": str(uuid.UUID(int=shard.record().incarnation)),
+                "optimizer": "fold",
+                "status": "optimizing",
+                "segments": [],
+                "progress": {
+                    "name": f"shard {shard.number}",
+                    "done": max(0, shard.record().built - shard.record().slot_low),
+                    "total": shard.record().slot_high - shard.record().slot_low,
+                },
+            }
+            for shard in self.shards
+            if shard.record().flags & ShardFlag.BUILDING
+        ]
+        pending = sum(
+            max(0, s.record().slot_high - max(s.record().built, s.record().slot_low)) for s in self.shards
+        )
+        return {
+            "summary": {
+                "queued_optimizations": 0,
+                "queued_segments": 0,
+                "queued_points": pending if running else 0,
+                "idle_segments": sum(shard.segments() for shard in self.shards),
+            },
+            "running": running,
+        }
+
+
+class Serving:
+    """What this front serves now."""
+
+    def __init__(self, page: Page, link: Client, metrics: Metrics, log: Log) -> None:
+        self._page, self._link, self._metrics, self._log = page, link, metrics, log
+        self._view: ClusterView | None = None
+        self._by_name: dict[str, Served] = {}
+        self._by_id: dict[CollectionId, Served] = {}
+        self._fetching = asyncio.Lock()
+
+    @property
+    def map(self) -> cluster.ClusterMap:
+        if self._view is None:
+            raise Unavailable("the node is starting: its store does not answer yet; retry")
+        return self._view.map
+
+    @property
+    def view(self) -> ClusterView:
+        if self._view is None:
+            raise Unavailable("the node is starting: its store does not answer yet; retry")
+        return self._view
+
+    @property
+    def cluster_uuid(self) -> str:
+        return self.map.cluster
+
+    async def current(self) -> None:
+        """Return with the newest map that the store has published."""
+        if self._view is None or self._page.node().epoch > self._view.epoch:
+            await self.refresh()
+
+    async def collection(self, name: str) -> Served:
+        """The collection of that name or alias. Raises NotFound."""
+        if self._view is None or self._page.node().epoch > self._view.epoch:
+            await self.refresh()
+        return self.known(name)
+
+    def known(self, name: str) -> Served:
+        """The collection by the map at hand. Raises NotFound."""
+        found = self._by_name.get(name)
+        if found is None:
+            raise NotFound.collection(name)
+        return found
+
+    def has(self, name: str) -> bool:
+        return name in self._by_name
+
+    def names(self) -> list[str]:
+        return [served.name for served in self._by_id.values()]
+
+    def collections(self) -> list[Served]:
+        return list(self._by_id.values())
+
+    def label(self, name: str) -> str:
+        """The collection's name as a metric's label: an alias is resolved, a stranger's name is not kept."""
+        found = self._by_name.get(name)
+        return found.name if found is not None else "(unknown)"
+
+    def aliases(self, of: str | None) -> dict[str, Any]:
+        found = [
+            {"alias_name": alias, "collection_name": self.map.collections[id_].name}
+            for alias, id_ in sorted(self.map.aliases.items())
+            if of is None or self.map.collections[id_].name == of
+        ]
+        return {"aliases": found}
+
+    async def refresh(self) -> None:
+        """Fetch the map if the page says that there is a newer one."""
+        async with self._fetching:
+            node = self._page.node()
+            if self._view is not None and node.epoch <= self._view.epoch:
+                return
+            if not node.flags & NodeFlag.READY:
+                raise Unavailable("the node is starting: its shards are being opened; retry")
+            _, body = await self._link.call("view.get", {}, timeout_s=_FETCH_TIMEOUT_S)
+            self._take(_decode_view(body))
+
+    async def follow(self) -> None:
+        """Keep readers up to date also while no request comes; runs until cancelled."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                if self._page.node().flags & NodeFlag.READY:
+                    await self.current()
+            except ShoalError as problem:  # the store may be stopping; the next request says so itself
+                self._log.warning("front.map_not_fetched", text=str(problem))
+
+    def close(self) -> None:
+        for served in self._by_id.values():
+            for shard in served.shards:
+                shard.reader.close()
+
+    def _take(self, view: ClusterView) -> None:
+        places = self._places()
+        old = {(id_, shard.number): shard for id_, s in self._by_id.items() for shard in s.shards}
+        kept: set[tuple[int, int]] = set()
+        by_id: dict[CollectionId, Served] = {}
+        for id_, info in view.map.collections.items():
+            shards: list[Shard] = []
+            for one in view.shards[id_].shards:
+                key = (id_, one.number)
+                place = places.get(key)
+                if place is None:
+                    continue  # no replica here
+                found = old.get(key)
+                if found is None or found.place != place:
+                    folder = Path("shards") / f"{id_}-{one.number}"
+                    reader = ShardReader(folder, self._page, place, names=info.vectors)
+                    found = Shard(self._page, place, one.number, reader)
+                else:
+                    kept.add(key)
+                found.reader.names = dict(info.vectors)
+                shards.append(found)
+            by_id[id_] = Served(info, tuple(shards))
+        for key, shard in old.items():
+            if key not in kept:
+                shard.reader.close()
+        self._by_id = by_id
+        self._by_name = {name: by_id[c.id] for name, c in cluster.directory(view.map).items()}
+        self._view = view
+
+    def _places(self) -> dict[tuple[int, int], int]:
+        found: dict[tuple[int, int], int] = {}
+        for place in range(self._page.node().shards):
+            record = self._page.shard(place)
+            if record.flags & ShardFlag.OPEN:
+                found[record.collection, record.shard] = place
+        return found

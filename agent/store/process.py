@@ -1,0 +1,224 @@
+"""The store: opens the cluster's map and the shards, serves fronts and builder, publishes, stops cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from agent.child import SOCKET, Spec, die_with_parent
+from agent.link import Answer, Handler, Header, Server
+from agent.metrics import Metrics
+from agent.page import NodeFlag, Page, ShardPlaces
+from agent.store.beginning import begin
+from agent.store.catalogue import Catalogue
+from agent.store.changes import Changes
+from agent.store.deleted import Bounds
+from agent.store.guards import Guards, room_of
+from agent.store.node_identity import lock_folder
+from agent.store.schemas import shard_schema
+from agent.store.shard import Shard, ShardPorts
+from agent.store.writes import Open, Writes, target_of
+from core.api.checks import DEFAULT_LIMITS
+from core.cluster import ClusterView, Collection, CollectionId, directory, to_json
+from core.errors import NotFound
+from net.logs import Log
+
+TICK_S = 0.1
+GUARD_S = 0.5
+SWEEP_S = 600.0
+THREADS = 16
+SHARDS = Path("shards")
+
+
+def now_us() -> int:
+    """Wall time: for labels only, nothing is decided by it."""
+    return time.time_ns() // 1000
+
+
+class Store:
+    """One node's writer. `run` serves until SIGTERM."""
+
+    def __init__(self, spec: Spec, page: Page, log: Log) -> None:
+        self._spec, self._page, self._log = spec, page, log
+        self._metrics = Metrics(page.metrics(spec.place))
+        self._places = ShardPlaces(page)
+        self._open: dict[CollectionId, Open] = {}
+        self._by_name: dict[str, Open] = {}
+        agent = spec.config.agent
+        self._guards = Guards(
+            agent.disk_low_water.of,
+            agent.memory_low_water.of(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+            lambda: room_of("."),
+        )
+        self._ports = ShardPorts(
+            page,
+            self._places,
+            ThreadPoolExecutor(THREADS, thread_name_prefix="shard"),
+            log,
+        )
+        self._flags = NodeFlag(0)
+        self._catalogue: Catalogue | None = None
+
+    async def run(self) -> None:
+        """Raises ShoalError if this node cannot start."""
+        loop = asyncio.get_running_loop()
+        die_with_parent(self._spec, loop)
+        lock = lock_folder(Path("."))
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        async with asyncio.TaskGroup() as tasks:
+            ticking = tasks.create_task(self._tick(), name="tick")
+            begun = await begin(Path("."), self._spec.node, now_us=now_us())
+            for healed in begun.healed:
+                self._log.warning("store.healed", text=healed)
+            self._catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
+            await self._take(self._catalogue.view)
+            server = Server(self._handlers(self._catalogue), self._log)
+            with suppress(FileNotFoundError):
+                os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
+            await server.start(SOCKET)
+            self._publish(NodeFlag.READY)
+            watching = [
+                tasks.create_task(self._guard(), name="guard"),
+                tasks.create_task(self._sweep(self._catalogue), name="sweep"),
+            ]
+            await stop.wait()
+            self._publish(self._flags | NodeFlag.STOPPING)
+            for task in watching:
+                task.cancel()
+            await server.close()
+            await self._catalogue.close()
+            await self._close_all()
+            await begun.acceptor.close()
+            ticking.cancel()
+        os.close(lock)
+
+    def _handlers(self, catalogue: Catalogue) -> Mapping[str, Handler]:
+        return {
+            "view.get": self._view,
+            **Writes(self._find, self._guards, self._metrics).handlers(),
+            **Changes(catalogue, self._guards, lambda: DEFAULT_LIMITS).handlers(),
+        }
+
+    async def _view(self, header: Header, body: bytes, deadline: float) -> Answer:
+        assert self._catalogue is not None
+        return {}, to_json(self._catalogue.view)
+
+    def _find(self, name: str) -> Open:
+        found = self._by_name.get(name)
+        if found is None:
+            raise NotFound.collection(name)
+        return found
+
+    # -- what the catalogue asks of its host
+
+    async def make_logs(self, collection: Collection, histories: Mapping[int, int]) -> dict[int, int]:
+        schema = shard_schema(collection)
+        made: dict[int, int] = {}
+        for number, history in histories.items():
+            folder = _folder(collection.id, number)
+            shard = await Shard.create(
+                folder,
+                collection=collection.id,
+                shard=number,
+                schema=schema,
+                ports=self._ports,
+                history=history,
+            )
+            made[number] = shard.manifest.incarnation
+            await shard.close(checkpoint=False)
+        return made
+
+    async def close_shard(self, collection: CollectionId, shard: int) -> None:
+        await self._open[collection].shards[shard].close()
+
+    async def map_changed(self, old: ClusterView, new: ClusterView) -> None:
+        await self._take(new)
+
+    async def _take(self, view: ClusterView) -> None:
+        """Close what the map no longer names, open what it does, then publish its epoch."""
+        for id_ in [id_ for id_ in self._open if id_ not in view.map.collections]:
+            gone = self._open.pop(id_)
+            await asyncio.gather(*(shard.close() for shard in gone.shards))
+        opening = [
+            self._take_collection(info, len(view.shards[id_].shards))
+            for id_, info in view.map.collections.items()
+        ]
+        await asyncio.gather(*opening)
+        self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
+        node = self._page.node()
+        self._page.write_node(node._replace(epoch=view.epoch))
+
+    async def _take_collection(self, info: Collection, shard_count: int) -> None:
+        there = self._open.get(info.id)
+        if there is None:
+            shards = [await self._open_shard(info, number) for number in range(shard_count)]
+            self._open[info.id] = Open(info, shards, target_of(info, DEFAULT_LIMITS))
+        elif there.info != info:
+            # Columns of a new index are complete when this returns: then the index may be answered.
+            await asyncio.gather(*(shard.set_schema(shard_schema(info)) for shard in there.shards))
+            there.info, there.target = info, target_of(info, DEFAULT_LIMITS)
+
+    async def _open_shard(self, info: Collection, number: int) -> Shard:
+        return await Shard.open(
+            _folder(info.id, number),
+            collection=info.id,
+            shard=number,
+            schema=shard_schema(info),
+            ports=self._ports,
+        )
+
+    async def _close_all(self) -> None:
+        shards = [shard for one in self._open.values() for shard in one.shards]
+        for outcome in await asyncio.gather(*(shard.close() for shard in shards), return_exceptions=True):
+            if isinstance(outcome, Exception):
+                self._log.error("shard.close_failed", exc=outcome)
+
+    # -- what runs beside
+
+    async def _tick(self) -> None:
+        while True:
+            self._page.tick(self._spec.place)
+            await asyncio.sleep(TICK_S)
+
+    async def _guard(self) -> None:
+        """Twice a second: room on disk, memory; the page tells the fronts."""
+        while True:
+            self._guards.look()
+            flags = self._flags & ~(NodeFlag.DISK_LOW | NodeFlag.MEMORY_LOW)
+            if self._guards.disk_low:
+                flags |= NodeFlag.DISK_LOW
+            if self._guards.memory_low:
+                flags |= NodeFlag.MEMORY_LOW
+            if flags != self._flags:
+                self._log.warning(
+                    "store.room_changed",
+                    disk_low=self._guards.disk_low,
+                    memory_low=self._guards.memory_low,
+                    disk_free_bytes=self._guards.room.disk_free,
+                )
+                self._publish(flags)
+            await asyncio.sleep(GUARD_S)
+
+    async def _sweep(self, catalogue: Catalogue) -> None:
+        while True:
+            try:
+                for name in await catalogue.sweep_deleted(Bounds(), is_low=lambda: self._guards.disk_low):
+                    self._log.info("store.deleted_collection_removed", folder=name)
+            except OSError as problem:
+                self._log.error("store.sweep_failed", text=str(problem))
+            await asyncio.sleep(SWEEP_S)
+
+    def _publish(self, flags: NodeFlag) -> None:
+        self._flags = flags
+        self._page.write_node(self._page.node()._replace(flags=int(flags)))
+
+
+def _folder(collection: int, shard: int) -> Path:
+    return SHARDS / f"{collection}-{shard}"
