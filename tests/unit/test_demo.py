@@ -1,0 +1,195 @@
+"""The demo: its texts, its embedding, its arithmetic, and the whole of it as a person runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from console.demo.embedding import Embedder, fit
+from console.demo.measuring import quantile, recall
+from console.demo.rest import Hit
+from console.demo.texts import Text, standard_library_texts
+from core.errors import ExitCode
+from tests.running import processes
+from tests.running.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[Text]:
+    return standard_library_texts(20_000)
+
+
+@pytest.fixture(scope="module")
+def embedder(texts: list[Text]) -> Embedder:
+    return fit([text.text for text in texts[::4]], dimensions=32)
+
+
+def test_this_python_has_some_thousand_texts_no_two_alike(texts: list[Text]) -> None:
+    assert len(texts) > 2000
+    assert len({text.text for text in texts}) == len(texts)
+    assert all(text.text.strip() and text.module == text.name.split(".")[0] for text in texts)
+
+
+def test_the_texts_are_those_that_help_shows(texts: list[Text]) -> None:
+    by_name = {text.name: text.text for text in texts}
+    assert by_name["subprocess.CompletedProcess"].startswith("A process that has finished running.")
+    assert subprocess.CompletedProcess.__doc__ is not None
+
+
+def test_only_public_modules_are_read_and_none_is_imported(texts: list[Text]) -> None:
+    assert not any(part.startswith("_") for text in texts for part in text.name.split(".")[:-1])
+    assert "antigravity" not in sys.modules
+
+
+def test_fewer_texts_are_an_even_choice(texts: list[Text]) -> None:
+    few = standard_library_texts(100)
+    assert len(few) == 100
+    assert few[0] == texts[0]
+    assert len({text.module for text in few}) > 20
+
+
+def test_vectors_have_length_one_and_are_the_same_each_time(texts: list[Text], embedder: Embedder) -> None:
+    sample = [text.text for text in texts[:50]]
+    vectors = embedder.embed(sample)
+    assert vectors.shape == (50, 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    again = fit([text.text for text in texts[::4]], dimensions=32)
+    np.testing.assert_array_equal(again.axes, embedder.axes)
+
+
+def test_unknown_words_alone_make_a_zero_vector(embedder: Embedder) -> None:
+    assert not embedder.embed(["xyzzy plugh"]).any()
+
+
+def test_the_svd_finds_the_directions_that_numpy_finds() -> None:
+    words = "alpha beta gamma delta epsilon zeta theta iota kappa lambda".split()  # noqa: SIM905 - reads better
+    random = np.random.default_rng(7)
+    texts = [" ".join(random.choice(words, size=2)) for _ in range(60)]
+    embedder = fit(texts, dimensions=3)
+    whole = fit(texts, dimensions=len(words))
+    weights = whole.embed(texts) @ whole.axes.T  # with all directions nothing is lost
+    _u, _s, right = np.linalg.svd(weights, full_matrices=False)
+    np.testing.assert_allclose(np.abs(right[:3] @ embedder.axes), np.eye(3), atol=1e-2)
+
+
+def test_texts_about_one_thing_lie_close(embedder: Embedder) -> None:
+    compress, again, other = embedder.embed(["compress a file", "files, compressed", "send an email message"])
+    assert compress @ again > 0.9 > 0.5 > compress @ other
+
+
+def hits(*scores: float) -> list[Hit]:
+    return [Hit(number, score, {}) for number, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ((0.9, 0.8), 1.0),
+        ((0.9, 0.7), 0.5),
+        ((0.9,), 0.5),
+        ((), 0.0),
+        ((0.8, 0.8), 1.0),
+        ((0.9, 0.8, 0.8), 1.0),
+    ],
+)
+def test_recall_counts_what_scores_as_well_as_the_exact_answers(
+    found: tuple[float, ...], expected: float
+) -> None:
+    assert recall(hits(*found), hits(0.9, 0.8)) == expected
+
+
+def test_a_quantile_is_one_of_the_values() -> None:
+    values = [float(number) for number in range(100, 0, -1)]
+    assert quantile(values, 0.5) == 51
+    assert quantile(values, 0.99) == 100
+    assert quantile([3.0], 0.99) == 3
+
+
+@pytest.fixture
+def tag() -> Iterator[str]:
+    """Marks all processes that a demo starts; none may be left after the test."""
+    tag = secrets.token_hex(8)
+    yield tag
+    for process in processes.tagged(tag):
+        process.kill()
+
+
+def _demo(tag: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoal", "demo", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), processes.TAG: tag},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_demo_ends_by_itself_with_real_hits_and_numbers(tag: str, tmp_path: Path) -> None:
+    out, _ = _demo(tag, tmp_path).communicate(timeout=60)
+    assert "Traceback" not in out
+    assert re.search(r"“open a web page in a browser”\n +0\.\d{3} +webbrowser\.", out), out
+    assert re.search(r"“write a line of values”, only in csv\n( +0\.\d{3} +csv\.?\S*: .*\n){3}", out), out
+    measured = re.search(
+        r"Measured: ([\d,]+) points; 200 searches .* recall@10 (\d\.\d{3}) .* p50 [\d.]+ ms", out
+    )
+    assert measured, out
+    assert int(measured[1].replace(",", "")) > 2000
+    assert float(measured[2]) >= 0.95
+    assert processes.tagged(tag) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_demo_that_is_interrupted_stops_its_node(
+    number: signal.Signals, status: int, tag: str, tmp_path: Path
+) -> None:
+    demo = _demo(tag, tmp_path, "--texts", "2000")
+    wait_until(lambda: len(processes.tagged(tag)) > 2, within_s=30)
+    demo.send_signal(number)
+    out, _ = demo.communicate(timeout=40)
+    assert demo.returncode == status, out
+    assert "Traceback" not in out
+    assert processes.tagged(tag) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_is_killed_takes_its_node_with_it(tag: str, tmp_path: Path) -> None:
+    demo = _demo(tag, tmp_path, "--texts", "2000")
+    wait_until(lambda: len(processes.tagged(tag)) > 2, within_s=30)
+    demo.kill()
+    demo.communicate(timeout=10)
+    wait_until(lambda: not processes.tagged(tag), within_s=40)
+
+
+def test_a_node_that_does_not_start_is_told_with_what_it_said(tag: str, tmp_path: Path) -> None:
+    broken = tmp_path / "agent"
+    broken.mkdir()
+    (broken / "__init__.py").touch()
+    (broken / "main.py").write_text("raise SystemExit('no disk for you')\n")
+    demo = subprocess.run(
+        [sys.executable, "-m", "shoal", "demo", "--texts", "100"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), processes.TAG: tag},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert demo.returncode == ExitCode.REFUSED
+    assert "no disk for you" in demo.stderr
