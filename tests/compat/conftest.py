@@ -11,9 +11,6 @@ import pytest
 
 from tests.running.agent import RunningAgent
 
-# Without them the tests of this folder have nothing to drive: `make test-long` installs them.
-qdrant_client = pytest.importorskip("qdrant_client")
-
 # Tests of the tests: both sides are local mode, so every comparison must hold without any agent.
 AGAINST_ITSELF = os.environ.get("COMPAT_AGAINST") == "local"
 
@@ -21,6 +18,7 @@ AGAINST_ITSELF = os.environ.get("COMPAT_AGAINST") == "local"
 @pytest.fixture(scope="session")
 def remote(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The unmodified client, connected to the shared agent."""
+    qdrant_client = pytest.importorskip("qdrant_client")  # `make test-long` installs it
     if AGAINST_ITSELF:
         yield qdrant_client.QdrantClient(":memory:")
         return
@@ -33,6 +31,8 @@ def remote(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def make_pair(remote: Any) -> Iterator[Callable[..., Any]]:
     """`make_pair(world)`: the world's points in local mode and in the agent."""
+    from qdrant_client import QdrantClient
+
     from tests.compat.comparing import Pair
     from tests.compat.worlds import INDEXES, World
 
@@ -41,7 +41,7 @@ def make_pair(remote: Any) -> Iterator[Callable[..., Any]]:
     def make(world: World, *, empty: bool = False) -> Pair:
         name = f"w{world.seed}-{secrets.token_hex(4)}"
         made.append(name)
-        local = qdrant_client.QdrantClient(":memory:")
+        local = QdrantClient(":memory:")
         for client in (local, remote):
             client.create_collection(name, vectors_config=world.vectors, shard_number=world.shards)
             if not empty:

@@ -157,7 +157,9 @@ def any_condition(world: World, rng: random.Random, depth: int) -> Any:
         return m.FieldCondition(key=name, **test)
 
     low = rng.randint(-3, 10)
-    bounds: dict[str, Any] = rng.choice([{"gte": low}, {"lt": low}, {"gt": low, "lte": low + 5}, {"gte": low + 0.5}])
+    bounds: dict[str, Any] = rng.choice(
+        [{"gte": low}, {"lt": low}, {"gt": low, "lte": low + 5}, {"gte": low + 0.5}]
+    )
     centre = m.GeoPoint(**any_place(rng))
     makers = [
         lambda: key("word", match=m.MatchValue(value=rng.choice(WORDS))),
