@@ -6,7 +6,7 @@ import random
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -83,7 +83,7 @@ def reference(distance: Distance) -> QdrantClient:
         )
         client.upsert(
             name, [models.PointStruct(id=p.id, vector=dict(p.vectors), payload=p.payload) for p in points]
-        )  # type: ignore[arg-type]
+        )
     return client
 
 
@@ -306,9 +306,13 @@ def body(kind: type[Any], request: Mapping[str, Any]) -> Any:
     return decode(kind, msgspec.json.encode(plain(dict(request))))
 
 
-def at_reference(request: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(request: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {"filter": "query_filter", "with_vector": "with_vectors"}
     return {renamed.get(name, name): value for name, value in request.items()}
+
+
+def at_reference(distance: Distance, request: Mapping[str, Any]) -> Sequence[models.ScoredPoint]:
+    return reference(distance).query_points("here", **arguments(request)).points
 
 
 def assert_same_ranking(got: Sequence[Any], expected: Sequence[Any], why: str, *, cut: bool = False) -> None:
@@ -346,12 +350,10 @@ def test_queries_are_answered_as_by_local_mode(distance: Distance, seed: int) ->
         request = a_query(random_)
         why = f"{distance} seed {seed} #{i}: {plain(request)}"
         search = searches.parse_query(body(queries.QueryBody, request), params(distance))
-        got = answer(lambda search=search: one.query(search))  # type: ignore[misc]
+        got = answer(partial(one.query, search))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = answer(
-                lambda r=request: reference(distance).query_points("here", **at_reference(r)).points
-            )  # type: ignore[misc]
+            expected = answer(partial(at_reference, distance, request))
         if isinstance(expected, Exception):
             assert isinstance(got, Exception), f"{why}: {expected}"
             errors += 1
@@ -386,13 +388,13 @@ def test_groups_are_those_of_local_mode(seed: int) -> None:
         request = {name: value for name, value in request.items() if value is not None}
         why = f"{distance} seed {seed} #{i}: {plain(request)}"
         parsed = searches.parse_query_groups(body(queries.QueryGroupsBody, request), params(distance))
-        expected = reference(distance).query_points_groups("here", **at_reference(request)).groups
+        expected = reference(distance).query_points_groups("here", **arguments(request)).groups
         for shards in (1, 3):
             got = ours(distance, shards).groups(parsed).groups
             assert [group.id for group in got] == [group.id for group in expected], why
             for mine, theirs in zip(got, expected, strict=True):
                 assert_same_ranking(mine.hits, theirs.hits, why)
-                looked_up = None if mine.lookup is msgspec.UNSET else mine.lookup.id  # type: ignore[union-attr]
+                looked_up = None if mine.lookup is msgspec.UNSET else mine.lookup.id
                 assert looked_up == (theirs.lookup.id if theirs.lookup else None), why
 
 
