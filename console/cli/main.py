@@ -115,6 +115,8 @@ def _config_commands() -> click.Group:
 @click.option("--keep", is_flag=True, help="Leave the data folder behind, and say where it is.")
 def _demo(texts: int, keep: bool) -> int:
     """Start a node, fill it with this Python's documentation, search it, measure it."""
+    # Before numpy loads: two BLAS threads wait for each other where the cores are busy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from console.demo.main import run_demo
 
     return run_demo(texts_max=texts, keep=keep)
