@@ -43,7 +43,8 @@ def show(value: object) -> str:
 def at_least(field: str, value: int | None, lowest: int) -> None:
     if value is not None and value < lowest:
         raise Unprocessable(
-            f"Validation error in JSON body: [{field}: value {show(value)} invalid, must be {lowest} or larger]"
+            f"Validation error in JSON body: "
+            f"[{field}: value {show(value)} invalid, must be {lowest} or larger]"
         )
 
 

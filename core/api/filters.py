@@ -61,7 +61,7 @@ class GeoPolygonBody(Struct, frozen=True, omit_defaults=True):
     interiors: list[GeoLineBody] | None = None
 
 
-class CountBody(Struct, frozen=True, omit_defaults=True):
+class ValuesCountBody(Struct, frozen=True, omit_defaults=True):
     lt: int | None = None
     lte: int | None = None
     gt: int | None = None
@@ -105,7 +105,7 @@ class ConditionBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     geo_bounding_box: GeoBoxBody | None = None
     geo_radius: GeoRadiusBody | None = None
     geo_polygon: GeoPolygonBody | None = None
-    values_count: CountBody | None = None
+    values_count: ValuesCountBody | None = None
     is_empty: bool | FieldBody | None = None
     is_null: bool | FieldBody | None = None
     has_id: list[PointId] | None = None

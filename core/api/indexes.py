@@ -35,7 +35,7 @@ class CreateIndex(Struct, frozen=True):
     field_schema: str | dict[str, Any] | None = None
 
 
-class Common(Struct, frozen=True, omit_defaults=True):
+class CommonOptions(Struct, frozen=True, omit_defaults=True):
     """Options that every type has. Kept and echoed: columns are mapped files either way."""
 
     on_disk: bool | None = None
@@ -43,28 +43,28 @@ class Common(Struct, frozen=True, omit_defaults=True):
     enable_hnsw: bool | None = None
 
 
-class Keyword(Common, frozen=True, omit_defaults=True):
+class KeywordOptions(CommonOptions, frozen=True, omit_defaults=True):
     is_tenant: bool | None = None
     prefix: bool | None = None
 
 
-class Uuid(Common, frozen=True, omit_defaults=True):
+class UuidOptions(CommonOptions, frozen=True, omit_defaults=True):
     is_tenant: bool | None = None
 
 
-class Integer(Common, frozen=True, omit_defaults=True):
+class IntegerOptions(CommonOptions, frozen=True, omit_defaults=True):
     lookup: bool | None = None
     range: bool | None = None
     is_principal: bool | None = None
 
 
-class Ordered(Common, frozen=True, omit_defaults=True):
+class OrderedOptions(CommonOptions, frozen=True, omit_defaults=True):
     """Float and datetime."""
 
     is_principal: bool | None = None
 
 
-class Text(Common, frozen=True, omit_defaults=True):
+class TextIndexOptions(CommonOptions, frozen=True, omit_defaults=True):
     """Stemmers and the stopwords of a language are echoed, not applied; `custom` stopwords are."""
 
     tokenizer: Tokenizer | None = None
@@ -82,15 +82,15 @@ class Stopwords(Struct, frozen=True, omit_defaults=True):
     custom: list[str] | None = None
 
 
-_OPTIONS: dict[str, type[Common]] = {
-    "keyword": Keyword,
-    "integer": Integer,
-    "float": Ordered,
-    "geo": Common,
-    "text": Text,
-    "bool": Common,
-    "datetime": Ordered,
-    "uuid": Uuid,
+INDEX_OPTIONS: dict[IndexType, type[CommonOptions]] = {
+    "keyword": KeywordOptions,
+    "integer": IntegerOptions,
+    "float": OrderedOptions,
+    "geo": CommonOptions,
+    "text": TextIndexOptions,
+    "bool": CommonOptions,
+    "datetime": OrderedOptions,
+    "uuid": UuidOptions,
 }
 
 
@@ -111,8 +111,8 @@ def parse_index(body: CreateIndex) -> FieldIndex:
     if isinstance(schema, str):
         return FieldIndex(field, _type(schema, "field_schema"))
     kind = _type(schema.get("type"), "field_schema.type")
-    options = convert(_OPTIONS[kind], schema, "field_schema")
-    if isinstance(options, Text):
+    options = convert(INDEX_OPTIONS[kind], schema, "field_schema")
+    if isinstance(options, TextIndexOptions):
         _check_text(options)
     return FieldIndex(field, kind, {"type": kind, **msgspec.to_builtins(options)})
 
@@ -124,7 +124,7 @@ def _type(given: object, where: str) -> IndexType:
     raise BadRequest(f"Wrong input: {where}: {show(given)}, expected one of {', '.join(INDEX_TYPES)}")
 
 
-def _check_text(options: Text) -> None:
+def _check_text(options: TextIndexOptions) -> None:
     at_least("field_schema.min_token_len", options.min_token_len, 0)
     at_least("field_schema.max_token_len", options.max_token_len, 1)
     shortest, longest = options.min_token_len or 0, options.max_token_len
@@ -134,7 +134,7 @@ def _check_text(options: Text) -> None:
 
 def text_options(params: Mapping[str, Any] | None) -> TextOptions:
     """How the text index with these params (of a FieldIndex) cuts text."""
-    given = msgspec.convert(params or {}, Text)
+    given = msgspec.convert(params or {}, TextIndexOptions)
     lowercase = True if given.lowercase is None else given.lowercase
     custom = given.stopwords.custom or [] if isinstance(given.stopwords, Stopwords) else []
     return TextOptions(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from core.api.checks import DEFAULT_LIMITS, Limits, at_most, invalid, refuse_shard_key
 from core.api.config import VectorParams
@@ -24,13 +24,17 @@ VectorBody = list[float] | dict[str, list[float]]
 _NO_PAYLOAD = Raw(b"")
 
 
+def _no_payload() -> Raw:
+    return _NO_PAYLOAD
+
+
 # -- as they come -------------------------------------------------------------------------------------------
 
 
 class PointBody(Struct, frozen=True, gc=False):
     id: PointId
     vector: VectorBody
-    payload: Raw = _NO_PAYLOAD
+    payload: Raw = field(default_factory=_no_payload)
 
 
 class BatchBody(Struct, frozen=True):
@@ -209,8 +213,8 @@ def parse_upsert(body: Upsert, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
     )
 
 
-def _names(field: str, ids: Sequence[PointId]) -> Callable[[int], str]:
-    return lambda i: f"{field}[{i}], point {str(ids[i])[:40]}"
+def _names(place: str, ids: Sequence[PointId]) -> Callable[[int], str]:
+    return lambda i: f"{place}[{i}], point {str(ids[i])[:40]}"
 
 
 def _pack(
