@@ -20,7 +20,7 @@ class Bucket:
         """Raises RateLimited, with the seconds to wait, or without if waiting cannot help."""
         if units > self.per_minute:
             raise RateLimited(
-                f"{what} rate limit exceeded: this request costs {units}, {self.per_minute} a minute are allowed"
+                f"{what} rate limit exceeded: this request costs {units} of {self.per_minute} a minute"
             )
         self._left = min(self.per_minute, self._left + (now_s - self._at_s) * self.per_minute / 60)
         self._at_s = now_s

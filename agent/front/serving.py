@@ -24,9 +24,7 @@ from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardFlag, ShardRecord
 from core import cluster, cluster_answers
 from core.cluster import ClusterView, CollectionId
-from core.api.indexes import text_options
 from core.errors import NotFound, ShoalError, Unavailable
-from core.payload import parse_path
 from net.logs import Log
 
 FOLLOW_S = 1.0
@@ -43,10 +41,6 @@ class Shard:
     def record(self) -> ShardRecord:
         return self._page.shard(self.place)
 
-    def segments(self) -> int:
-        """Sealed graphs of all vectors, and the tail."""
-        return 1 + sum(len(vector.segments) for vector in self.reader.manifest.vectors.values())
-
     def tail(self) -> int:
         """Slots that a search scans exactly."""
         record = self.record()
@@ -62,11 +56,7 @@ class Served:
         self.vectors: Mapping[str, VectorSpec] = {
             name: VectorSpec(name, info.vectors[name], params) for name, params in info.params.vectors.items()
         }
-        self.text_indexes = {
-            parse_path(path): text_options(index.schema.params)
-            for path, index in info.indexes.items()
-            if index.schema.type == "text"
-        }
+        self.text_indexes = cluster_answers.text_indexes(info)
 
     @contextmanager
     def look(self) -> Iterator[Look]:
@@ -81,22 +71,22 @@ class Served:
     def describe(self) -> dict[str, Any]:
         """The answer of GET /collections/{name}."""
         records = [shard.record() for shard in self.shards]
-        points = sum(record.points for record in records)
-        building = any(record.flags & ShardFlag.BUILDING for record in records)
-        damaged = any(record.flags & ShardFlag.DAMAGED for record in records)
-        # Scanned exactly is indexed, too: until the builder has something to do, the tail counts.
-        tails = [shard.tail() for shard in self.shards]
-        scanned = sum(min(tail, record.points) for tail, record in zip(tails, records, strict=True))
-        known = cluster_answers.collection_answer(self.info, dict.fromkeys(self.info.indexes, points))
-        return {
-            "status": "red" if damaged else "yellow" if building else "green",
-            "optimizer_status": {"error": "a shard's files are damaged"} if damaged else "ok",
-            "points_count": points,
-            "indexed_vectors_count": (points - scanned if building else points) * len(self.vectors),
-            "segments_count": sum(shard.segments() for shard in self.shards),
-            **known,
-            "update_queue": {"length": scanned if building else 0},
-        }
+        return cluster_answers.collection_answer(
+            self.info,
+            points=sum(record.points for record in records),
+            indexed=sum(shard.reader.indexed_vectors() for shard in self.shards),
+            segments=sum(shard.reader.segments() for shard in self.shards),
+            index_points={
+                path: sum(shard.reader.index_points(index.number) for shard in self.shards)
+                for path, index in self.info.indexes.items()
+            },
+            building=any(record.flags & ShardFlag.BUILDING for record in records),
+            damaged=any(record.flags & ShardFlag.DAMAGED for record in records),
+            progress=[
+                {"shard": shard.number, "slots": record.slot_high - record.slot_low, "tail": shard.tail()}
+                for shard, record in zip(self.shards, records, strict=True)
+            ],
+        )
 
     def optimizations(self) -> dict[str, Any]:
         """The answer of GET /collections/{name}/optimizations: what the builder still has to do."""
@@ -123,7 +113,7 @@ class Served:
                 "queued_optimizations": 0,
                 "queued_segments": 0,
                 "queued_points": pending if running else 0,
-                "idle_segments": sum(shard.segments() for shard in self.shards),
+                "idle_segments": sum(shard.reader.segments() for shard in self.shards),
             },
             "running": running,
         }
@@ -236,11 +226,11 @@ class Serving:
                 found = old.get(key)
                 if found is None or found.place != place:
                     folder = Path("shards") / f"{id_}-{one.number}"
-                    reader = ShardReader(folder, self._page, place, names=info.vectors)
+                    reader = ShardReader(folder, self._page, place, self._metrics)
                     found = Shard(self._page, place, one.number, reader)
                 else:
                     kept.add(key)
-                found.reader.names = dict(info.vectors)
+                found.reader.set_schema(info)
                 shards.append(found)
             by_id[id_] = Served(info, tuple(shards))
         for key, shard in old.items():

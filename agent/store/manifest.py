@@ -10,13 +10,13 @@ import msgspec
 from msgspec import Struct
 
 from agent.store.files import Files
+from core.api.config import Distance
 from core.errors import Damaged
 
 NAME = "manifest.json"
 BLOCK_BYTES = 64 << 10
 """What one checksum covers."""
 
-Distance = Literal["Cosine", "Dot", "Euclid", "Manhattan"]
 GraphKind = Literal["i8", "bf16", "f16", "f32", "none"]
 
 

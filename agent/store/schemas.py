@@ -26,7 +26,7 @@ def _vector(collection: Collection, name: str) -> VectorParams:
     exact = params.distance is Distance.MANHATTAN or graph.m == 0
     return VectorParams(
         dim=params.size,
-        distance=params.distance.value,
+        distance=params.distance,
         graph="none" if exact else graph.dtype,
         m=graph.m,
         ef_construct=graph.ef_construct,
