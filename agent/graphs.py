@@ -22,11 +22,11 @@ from usearch.compiled import (
     index_dense_metadata_from_path,
 )
 
+from core.api.config import Distance
 from core.errors import Damaged, InvariantBroken
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
-Distance = Literal["Cosine", "Dot", "Euclid", "Manhattan"]
 Scalar = Literal["i8", "bf16", "f16", "f32"]
 
 HASH_HEX = 32
@@ -53,9 +53,9 @@ class GraphSpec:
 
     @property
     def metric(self) -> MetricKind:
-        if self.distance == "Euclid":
+        if self.distance is Distance.EUCLID:
             return MetricKind.L2sq
-        if self.distance not in ("Cosine", "Dot"):
+        if not self.distance.larger_is_better:
             raise InvariantBroken(f"no graph can hold distance {self.distance}: it is searched exactly")
         # i8 keeps the direction alone; the wider kinds hold unit rows, whose inner product is the cosine.
         return MetricKind.Cos if self.scalar == "i8" else MetricKind.IP
@@ -63,7 +63,7 @@ class GraphSpec:
 
 def usable_scalar(wanted: Scalar, distance: Distance, largest: float) -> Scalar:
     """The kind that can hold rows whose largest |x| is `largest`: i8 is for Cosine, f16 for small numbers."""
-    if (wanted == "i8" and distance != "Cosine") or (wanted == "f16" and largest >= F16_MAX):
+    if (wanted == "i8" and distance is not Distance.COSINE) or (wanted == "f16" and largest >= F16_MAX):
         return "bf16"
     return wanted
 

@@ -1,0 +1,213 @@
+"""A shard as searches see it: mapped files, mapped again as they grow, and graphs opened as they are sealed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.front.bitmaps import Bitmaps
+from agent.front.exact import Rows
+from agent.front.rows import StoredRows
+from agent.front.sealed import NO_GRAPHS, Sealed, open_sealed
+from agent.front.view import Look
+from agent.mapped import MappedFile
+from agent.metrics import Metrics
+from agent.page import Page, ShardFlag, ShardRecord
+from agent.store.manifest import NAME, Manifest, VectorState, read_manifest
+from core.api.indexes import text_options
+from core.cluster import Collection
+from core.errors import Damaged, Unavailable
+from core.filters import TextIndexes
+from core.hashing import KEY_BYTES
+from core.payload import parse_path
+
+U8 = NDArray[np.uint8]
+
+_AHEAD_SLOTS = 1 << 16
+"""Live bits are copied this far beyond the last slot known, because the page is read after them."""
+_TRIES = 64
+
+
+class VectorFiles:
+    """One vector of a shard: rows, which slots have one, and the graphs over them."""
+
+    def __init__(self, folder: Path, v: int, state: VectorState, sealed: Sealed) -> None:
+        self.state = state
+        self.sealed = sealed
+        self.rows = Rows(state.distance, state.dim, sealed.mean)
+        self._file = MappedFile(folder / "vectors" / f"{v}.f32")
+        self._has = MappedFile(folder / "columns" / f"has.{v}.bin")
+
+    def reach(self, high: int) -> None:
+        """Map the rows of all slots below `high`."""
+        if len(self.rows.all) < high:
+            self.rows.all = self._file.array(np.float32, high, self.state.dim)
+
+    def has_bits(self, base: int, high: int) -> U8:
+        """Bytes of the slots base..high-1; base is a multiple of 8."""
+        return self._has.bits(high)[base >> 3 :]
+
+
+class ShardReader:
+    """All that a front keeps open of one shard. A look is cheap, and serves one request."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        page: Page,
+        place: int,
+        metrics: Metrics | None = None,
+        *,
+        batch_threads: int = 2,
+    ) -> None:
+        self.folder = Path(folder)
+        self.batch_threads = batch_threads
+        self.names: Mapping[str, int] = {"": 0}
+        self.text_indexes: TextIndexes = {}
+        self.vectors: dict[int, VectorFiles] = {}
+        self._page, self._place, self._metrics = page, place, metrics
+        self._live = MappedFile(self.folder / "columns" / "live.bin")
+        self._ids = MappedFile(self.folder / "columns" / "ids.bin")
+        self._known_high = 0
+        self._quiet_high = 0
+        self._opening = threading.Lock()
+        self.points = StoredRows(self.folder / "points.db")
+        self.bitmaps = Bitmaps(self.folder, self.points, metrics)
+        self.manifest = read_manifest(self.folder / NAME)
+        self._take(self.manifest)
+
+    def set_schema(self, info: Collection) -> None:
+        """What the map says of the collection: the vectors' names and the text indexes."""
+        self.names = info.vectors
+        self.text_indexes = {
+            parse_path(path): text_options(index.schema.params)
+            for path, index in info.indexes.items()
+            if index.schema.type == "text"
+        }
+        self.bitmaps.set_text_indexes(self.text_indexes)
+
+    def close(self) -> None:
+        self.points.close()
+
+    def record(self) -> ShardRecord:
+        return self._page.shard(self._place)
+
+    def indexed_vectors(self) -> int:
+        """How many rows the graphs hold."""
+        return sum(files.sealed.count for files in self.vectors.values())
+
+    def segments(self) -> int:
+        """Sealed graphs and the tail."""
+        return 1 + sum(len(files.sealed.graphs) for files in self.vectors.values())
+
+    def index_points(self, number: int) -> int:
+        """How many slots have a value in the payload index."""
+        return self.bitmaps.values_in(number, self.record().slot_high)
+
+    # -- looks ----------------------------------------------------------------------------------------------
+
+    def view(self) -> Look:
+        """A consistent look at the points. Raises Unavailable if the shard is not open."""
+        page, place = self._page, self._place
+        for _ in range(_TRIES):
+            before = page.shard(place)
+            quiet = not before.flags & ShardFlag.PUBLISHING
+            if quiet:
+                self._quiet_high = before.slot_high
+            base, top = before.slot_low >> 3, max(self._known_high, before.slot_high) + _AHEAD_SLOTS
+            bits, steady = self._live_bits(base, (top + 7) >> 3)
+            record = page.shard(place)
+            if not record.flags & ShardFlag.OPEN:
+                raise Unavailable(f"shard {self.folder.name} is not open; it may be starting")
+            self._known_high = record.slot_high
+            if record.slot_high > (base + len(bits)) << 3:
+                continue  # more was published than had been copied
+            if record.manifest != self.manifest.number:
+                self.refresh()
+            clean = quiet and steady and record.slot_high == before.slot_high
+            return Look(self, record, bits, base << 3, self._quiet_high, clean)
+        raise Unavailable(f"shard {self.folder.name} grows faster than it can be looked at; retry")
+
+    def _live_bits(self, low: int, high: int) -> tuple[U8, bool]:
+        """The live bits of bytes low..high-1: set in one of two copies made one after the other, and
+        whether both are the same.
+
+        One copy is not enough. memcpy may read the end first: it can miss a new slot's bit, and then the
+        old slot's, which is cleared meanwhile. What one copy saw cleared had been replaced before the next.
+        """
+        source = self._live_bytes(high)[low:]
+        first = source.copy()
+        second = source.copy()
+        steady = bool((first == second).all())
+        if not steady:
+            np.bitwise_or(first, second, out=second)
+        return second, steady
+
+    def _live_bytes(self, count: int) -> U8:
+        """The first `count` bytes of the live bits, or as many as there are."""
+        try:
+            return self._live.bytes(count)
+        except EOFError:
+            return self._live.bytes(self._live.path.stat().st_size)
+
+    def ids(self, high: int) -> U8:
+        """Id keys by slot, (high, 17)."""
+        return self._ids.array(np.uint8, high, KEY_BYTES)
+
+    # -- manifests ------------------------------------------------------------------------------------------
+
+    def refresh(self, *, wait: bool = False) -> None:
+        """Take over a newer manifest. New vectors and columns are there at once; graphs are opened beside
+        the searches, which meanwhile go on with the old ones and a longer tail."""
+        if wait:
+            with self._opening:
+                self._take(read_manifest(self.folder / NAME))
+            return
+        if not self._opening.acquire(blocking=False):
+            return
+        try:
+            manifest = read_manifest(self.folder / NAME)
+            self._take_schema(manifest)
+            threading.Thread(
+                target=self._open_beside, args=(manifest,), name="graphs.open", daemon=True
+            ).start()
+        except BaseException:
+            self._opening.release()
+            raise
+
+    def _open_beside(self, manifest: Manifest) -> None:
+        try:
+            self._take(manifest)
+        except (Damaged, OSError):
+            # Its files may be gone because there is a newer manifest: the next look tries again. If they
+            # are damaged, the scrubber says so; the old graphs, and the rows themselves, answer until then.
+            if self._metrics is not None:
+                self._metrics.counter("shoal_graphs_not_opened_total").add()
+        finally:
+            self._opening.release()
+
+    def _take(self, manifest: Manifest) -> None:
+        """Open what the manifest names and use it from the next look on. Raises Damaged, OSError."""
+        self._take_schema(manifest)
+        fresh = dict(self.vectors)
+        for number, state in manifest.vectors.items():
+            known = fresh[int(number)]
+            if known.state != state:
+                sealed = open_sealed(self.folder / "segments", state, known.sealed)
+                fresh[int(number)] = VectorFiles(self.folder, int(number), state, sealed)
+        self.vectors, self.manifest = fresh, manifest
+
+    def _take_schema(self, manifest: Manifest) -> None:
+        bare = {
+            int(v): msgspec.structs.replace(s, segments=(), mean=None) for v, s in manifest.vectors.items()
+        }
+        self.vectors = {
+            v: self.vectors.get(v) or VectorFiles(self.folder, v, state, NO_GRAPHS)
+            for v, state in bare.items()
+        }
+        self.bitmaps.take_columns(manifest.columns)

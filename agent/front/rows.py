@@ -1,0 +1,49 @@
+"""points.db of one shard, as a front reads it: from any thread, one query at a time."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent import points_reader
+from agent.points_reader import Row
+
+_CACHE_KB = 4 << 10
+
+
+class StoredRows:
+    """Rows by slot and slots by id, as last committed; opened at the first use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._db: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            self._db = points_reader.connect_readonly(self._path, cache_kb=_CACHE_KB)
+        return self._db
+
+    def by_slots(self, slots: Sequence[int]) -> dict[int, Row]:
+        with self._lock:
+            return points_reader.rows_by_slots(self._open(), slots)
+
+    def between(self, low: int, high: int, limit: int) -> list[Row]:
+        with self._lock:
+            return points_reader.rows_from(self._open(), low, high, limit)
+
+    def slots(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        with self._lock:
+            return points_reader.slots_by_keys(self._open(), keys)
+
+    def keys_from(self, first: bytes, limit: int) -> list[tuple[bytes, int]]:
+        with self._lock:
+            return points_reader.keys_from(self._open(), first, limit)

@@ -1,0 +1,55 @@
+"""How one search of a shard is run: exactly, or through the graphs and how wide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EF_DEFAULT = 48
+RESCORED_MIN = 30
+EXACT_SHARE = 0.05
+"""Up to this share of matching points their rows are all compared; above, a graph is cheaper."""
+EXACT_ROWS = 512
+"""So few rows cost less than any graph."""
+OVER_FETCH = ((0.15, 1.6), (0.35, 2.0), (1.0, 3.0))
+"""(up to this share of matching points, times limit / share candidates); recall@10 was ≥ .96 at each."""
+WIDEN_DEAD_MAX = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """Exact over what matches, or `count` candidates of each graph."""
+
+    exact: bool
+    count: int = 0
+
+
+EXACT = SearchPlan(exact=True)
+
+
+def rescored(limit: int) -> int:
+    """How many candidates are compared again by their f32 rows."""
+    return max(RESCORED_MIN, limit + (limit >> 1))
+
+
+def candidates(limit: int, ef: int | None, live_share: float) -> int:
+    """How many a graph is asked for when every live point matches; dead ones only take up room."""
+    count = max(EF_DEFAULT if ef is None else ef, rescored(limit))
+    if live_share >= 1:
+        return count
+    return int(count * min(WIDEN_DEAD_MAX, 1 / max(live_share, 1e-9)))
+
+
+def filtered(limit: int, ef: int | None, *, matching: int, built: int) -> SearchPlan:
+    """`matching` of the `built` slots that the graphs hold are live and match."""
+    if matching <= max(EXACT_ROWS, int(EXACT_SHARE * built)):
+        return EXACT
+    share = matching / built
+    factor = next(factor for bound, factor in OVER_FETCH if share <= bound)
+    wanted = max(EF_DEFAULT if ef is None else ef, rescored(limit), int(factor * limit / share))
+    return widened(SearchPlan(exact=False, count=wanted), built=built, by=1)
+
+
+def widened(plan: SearchPlan, *, built: int, by: int = 2) -> SearchPlan:
+    """The next try when too few candidates were live and matched; exact once a graph would be read whole."""
+    count = plan.count * by
+    return EXACT if count * 4 > built else SearchPlan(exact=False, count=count)

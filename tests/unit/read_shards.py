@@ -1,0 +1,88 @@
+"""A shard written by the real store code, and its reader, for tests of the read side."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.columns.writer import open_column
+from agent.front.reader import ShardReader
+from agent.page import Page, ShardPlaces
+from agent.store.manifest import ColumnParams, ShardSchema, VectorParams
+from agent.store.shard import Shard, ShardPorts, ShardSettings
+from core.api.config import Distance
+from core.hashing import id_key
+from core.wire import Delete, Op, OverwritePayload, Rows, Upsert
+from net.logs import log_to
+
+F32 = NDArray[np.float32]
+_LOG = log_to(sys.stderr, level="error")
+ALL_IN_MEMORY = ShardSettings(tail_rows_max=10**9)
+
+
+def schema(
+    *, dim: int = 8, distance: Distance = Distance.COSINE, graph: str = "i8", columns: dict[str, str] | None = None
+) -> ShardSchema:
+    """One vector, number 0; columns: path → type, numbered from 1."""
+    return ShardSchema(
+        version=1,
+        vectors={0: VectorParams(dim=dim, distance=distance, graph=graph)},
+        columns={k: ColumnParams(path, kind) for k, (path, kind) in enumerate((columns or {}).items(), 1)},
+    )
+
+
+class Written:
+    """A shard under test: `write` as the store does, `reader` as a front does."""
+
+    def __init__(self, shard: Shard, page: Page, folder: Path) -> None:
+        self.shard, self.page, self.folder = shard, page, folder
+        self.reader = ShardReader(folder, page, 0)
+
+    async def write(self, op: Op) -> None:
+        await self.shard.write(op, deadline_s=asyncio.get_running_loop().time() + 30)
+
+    async def upsert(
+        self, ids: Sequence[int | str], rows: F32, payloads: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        await self.write(
+            Upsert(
+                keys(ids),
+                (Rows(0, rows.shape[1], np.ascontiguousarray(rows, np.float32).tobytes()),),
+                tuple(msgspec.json.encode(p) for p in payloads) if payloads else (b"",) * len(ids),
+            )
+        )
+
+    async def delete(self, ids: Sequence[int | str]) -> None:
+        await self.write(Delete(keys(ids)))
+
+    async def overwrite(self, ids: Sequence[int | str], payload: dict[str, Any]) -> None:
+        await self.write(OverwritePayload(keys(ids), None, msgspec.json.encode(payload)))
+
+
+def keys(ids: Sequence[int | str]) -> bytes:
+    return b"".join(id_key(i) for i in ids)
+
+
+@asynccontextmanager
+async def written_shard(folder: Path, wanted: ShardSchema) -> AsyncIterator[Written]:
+    page = Page.make()
+    with ThreadPoolExecutor(4) as executor:
+        ports = ShardPorts(page, ShardPlaces(page), executor, _LOG, open_column=open_column)
+        shard = await Shard.create(
+            folder, collection=1, shard=0, schema=wanted, ports=ports, settings=ALL_IN_MEMORY
+        )
+        written = Written(shard, page, folder)
+        try:
+            yield written
+        finally:
+            written.reader.close()
+            await shard.close()

@@ -1,0 +1,64 @@
+"""A shard as searches see it: exact and graph searches, live points only, in the order of scores and ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.api.config import Distance
+from core.hashing import id_key
+from tests.unit.read_shards import F32, schema, written_shard
+
+
+def unit_rows(count: int, dim: int, seed: int = 1) -> F32:
+    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+async def test_a_search_finds_the_nearest_of_the_tail(tmp_path: Path) -> None:
+    rows = unit_rows(500, 8)
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        await shard.upsert(range(500), rows)
+        look = shard.reader.view()
+        [(slots, scores)] = look.nearest(0, rows[7:8], limit=5, ef=None, exact=False, where=None)
+        expected = np.argsort(-(rows @ rows[7]))[:5]
+        assert [look.keys(slots)[i] for i in range(5)] == [id_key(int(i)) for i in expected]
+        assert scores == pytest.approx((rows @ rows[7])[expected], abs=1e-6)
+
+
+async def test_deleted_and_replaced_points_are_not_found(tmp_path: Path) -> None:
+    rows = unit_rows(100, 8)
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        await shard.upsert(range(100), rows)
+        await shard.delete([3])
+        await shard.upsert([4], -rows[4:5])
+        look = shard.reader.view()
+        for i in (3, 4):
+            [(slots, _)] = look.nearest(0, rows[i : i + 1], limit=100, ef=None, exact=False, where=None)
+            assert len(slots) == 99
+            assert id_key(3) not in look.keys(slots)
+            assert look.keys(slots)[-1 if i == 4 else 0] != id_key(3)
+        assert look.keys(slots)[-1] == id_key(4)
+        assert look.count(None) == 99
+        assert look.slots([id_key(3), id_key(4)]).tolist() == [-1, 100]
+
+
+@pytest.mark.parametrize("distance", list(Distance))
+async def test_exact_scores_are_those_of_the_metric(tmp_path: Path, distance: Distance) -> None:
+    rows = np.random.default_rng(2).standard_normal((300, 16)).astype(np.float32) + 50
+    query = rows[5:6] + 1
+    differences = rows.astype(np.float64) - query
+    s = {
+        Distance.COSINE: (rows.astype(np.float64) @ query[0]),
+        Distance.DOT: (rows.astype(np.float64) @ query[0]),
+        Distance.EUCLID: -(differences**2).sum(axis=1),
+        Distance.MANHATTAN: -np.abs(differences).sum(axis=1),
+    }[distance]
+    async with written_shard(tmp_path / "1-0", schema(dim=16, distance=distance)) as shard:
+        await shard.upsert(range(300), rows)
+        for exact in (True, False):
+            [(slots, scores)] = shard.reader.view().nearest(0, query, limit=20, ef=None, exact=exact, where=None)
+            assert scores == pytest.approx(np.sort(s)[::-1][:20], rel=1e-5)
+            assert scores.tolist() == pytest.approx(s[slots].tolist(), rel=1e-5)
