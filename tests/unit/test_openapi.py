@@ -68,6 +68,8 @@ def test_the_good_examples_fit_their_schemas(kind: str) -> None:
         ("ScrollBody", {"offset": -1}),
         ("CreateCollection", {"vectors": {"size": 0, "distance": "Dot"}}),
         ("CreateCollection", {"vectors": {"size": 3, "distance": "Cos"}}),
+        ("FacetBody", {"key": "a..b"}),
+        ("QueryBody", {"query": {"nearest": 1, "fusion": "rrf"}}),
         ("CreateIndex", {"field_name": "a", "field_schema": "string"}),
         ("Upsert", {"points": [{"id": "x", "vector": ["y"]}]}),
         ("UpdateBatch", {"operations": [{"upsert": {"points": [{"id": 1, "vector": [1], "payload": []}]}}]}),
@@ -80,5 +82,5 @@ def test_what_would_be_refused_does_not_fit(schema: str, body: Any) -> None:
 def test_what_is_refused_is_not_offered() -> None:
     assert "sparse_vectors" not in SCHEMAS["CreateCollection"]["properties"]
     assert "shard_key" not in SCHEMAS["QueryBody"]["properties"]
-    assert "indices" not in SCHEMAS["QueryObject"]["properties"]
-    assert "create_sharding_key" not in SCHEMAS["ClusterOperation"]["properties"]
+    assert "indices" not in json.dumps(SCHEMAS["QueryObject"])
+    assert "create_sharding_key" not in json.dumps(SCHEMAS["ClusterOperation"])
