@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -150,6 +152,42 @@ def test_the_demo_ends_by_itself_with_real_hits_and_numbers(tag: str, tmp_path: 
     assert float(measured[2]) >= 0.95
     assert processes.tagged(tag) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("last", [b"\n", b"\x04", b"\x03"], ids=["empty line", "Ctrl-D", "Ctrl-C"])
+def test_on_a_terminal_it_takes_further_questions_until_it_is_told_to_end(
+    last: bytes, tag: str, tmp_path: Path
+) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), processes.TAG: tag}
+        os.execve(sys.executable, [sys.executable, "-m", "shoal", "demo", "--texts", "1000"], environ)
+    try:
+        _read_until(terminal, b"\r\n? ")
+        os.write(terminal, b"pick a random element of a list\n")
+        assert re.search(rb" 0\.\d{3}  random\.", _read_until(terminal, b"\r\n? "))
+        os.write(terminal, b"xyzzy plugh\n")
+        assert b"None of these words" in _read_until(terminal, b"\r\n? ")
+        os.write(terminal, last)
+        out = _read_until(terminal, b"The node is stopped")
+        assert b"Traceback" not in out
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
+    assert processes.tagged(tag) == []
+
+
+def _read_until(terminal: int, end: bytes) -> bytes:
+    seen = b""
+    while end not in seen:
+        ready, _, _ = select.select([terminal], [], [], 30)
+        try:
+            piece = os.read(terminal, 65536) if ready else b""
+        except OSError:  # so ends a terminal whose last process has ended
+            piece = b""
+        assert piece, f"{end!r} never came; this came: {seen.decode(errors='replace')}"
+        seen += piece
+    return seen
 
 
 @pytest.mark.parametrize(
