@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.child import SOCKET, Spec, die_with_parent
-from agent.columns.writer import open_column
 from agent.link import Answer, Handler, Header, Server
 from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardPlaces
@@ -62,7 +61,6 @@ class Store:
             self._places,
             ThreadPoolExecutor(THREADS, thread_name_prefix="shard"),
             log,
-            open_column=open_column,
         )
         self._flags = NodeFlag(0)
         self._catalogue: Catalogue | None = None
