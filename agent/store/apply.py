@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from agent.points_reader import Row
+from agent.page import ShardFlag
+from agent.points_reader import Row, rows_from
 from agent.store.contents import Contents
 from agent.store.manifest import ShardSchema
 from agent.store.matching import PointTest, compile_where
@@ -143,15 +144,26 @@ class Applier:
     def _publish(self) -> None:
         """In the order that a reader beside us relies on: it copies the live bits first, the record after."""
         meta, live = self.points.meta, self.contents.live
-        self.publisher.update(slot_high=meta.slot_high)
+        self.publisher.update(on=ShardFlag.PUBLISHING, slot_high=meta.slot_high)
         old = np.array(self._old, np.int64)
         new = np.concatenate(self._new) if self._new else old[:0]
         live.set(new[~np.isin(new, old)] if len(old) else new)
         live.clear(old)
         self.publisher.end_edit()
-        self.publisher.update(applied=meta.applied, points=meta.count)
+        self.publisher.update(off=ShardFlag.PUBLISHING, applied=meta.applied, points=meta.count)
         now_s = time.monotonic()
         self.dead += [DeadSlot(slot, meta.applied, now_s) for slot in self._old]
+
+    def fill_columns(self, ks: Sequence[int], low: int, high: int) -> None:
+        """Put the live points of slots low..high-1 into columns that nobody looks at yet."""
+        rows = rows_from(self.points.db, low, high, high - low)
+        live = self.contents.live.get(np.array([row.slot for row in rows], np.int64))
+        rows = [row for row, lives in zip(rows, live) if lives]
+        slots = np.array([row.slot for row in rows], np.int64)
+        payloads = [decode_payload(row.payload) for row in rows]
+        for k in ks:
+            if k in self.contents.columns:
+                self.contents.columns[k].put(slots, payloads)
 
     # -- operations -------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from agent.store.apply import Applier, DeadSlot
+from agent.store.contents import column_files
 from agent.store.files import Files
 from agent.store.manifest import (
     NAME,
@@ -53,7 +54,7 @@ class Checkpoints:
         slot_low = contents.points.first_slot_but({dead.slot for dead in purge})
         self.write(
             checkpoint=meta.applied, slot_low=slot_low, slot_high=meta.slot_high,
-            files=self._checksums(), clean=clean,
+            files=self._checksums(clean=clean), clean=clean,
         )  # fmt: skip
         self._purge(purge, kept, oldest_request)
         self._applier.publisher.update(slot_low=slot_low)
@@ -100,12 +101,19 @@ class Checkpoints:
             points.commit(points.meta.applied)
         self._applier.dead = kept
 
-    def _checksums(self) -> dict[str, FileBlocks]:
-        """Of the files whose blocks never change; whole blocks that were there before are not read again."""
+    def _checksums(self, *, clean: bool) -> dict[str, FileBlocks]:
+        """Of the files whose blocks never change; whole blocks that were there before are not read again.
+
+        At a clean end also of the columns, which change in place.
+        """
         contents, known = self._contents, self.manifest.files
         high = contents.points.meta.slot_high
         files = {IDS: block_crcs(contents.ids.bytes()[: high * KEY_BYTES].data, known.get(IDS))}
         for vector in contents.vectors.values():
             name = crcs_name(vector.v)
             files[name] = block_crcs(vector.crcs_file.bytes()[: high * 4].data, known.get(name))
+        if clean:
+            for k in contents.columns:
+                for path in column_files(contents.folder, k):
+                    files[f"columns/{path.name}"] = block_crcs(memoryview(path.read_bytes()))
         return files

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from agent.columns.writer import ColumnWriter
 from agent.mapped import GrowingBits, GrowingFile
 from agent.store.files import Files
 from agent.store.manifest import BLOCK_BYTES, ColumnParams, ShardSchema, VectorParams
@@ -16,46 +15,23 @@ from agent.store.points import NAME as POINTS_NAME
 from agent.store.points import PointsDb
 from agent.store.vectors import VectorFile
 from core.hashing import KEY_BYTES
-from core.payload import Payload
 
 I64 = npt.NDArray[np.int64]
 
 
-class ColumnWriter(Protocol):
-    """A payload index by slot. `put` is for new slots, in ascending order; `edit` changes old ones."""
-
-    def reserve(self, slots: int) -> None: ...
-
-    def put(self, slots: I64, payloads: Sequence[Payload]) -> None: ...
-
-    def edit(self, slots: I64, payloads: Sequence[Payload]) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def punch_below(self, slot: int) -> None: ...
-
-    def close(self) -> None: ...
-
-    def paths(self) -> Sequence[Path]:
-        """The files, for checksums and copies."""
-        ...
-
-
-OpenColumn = Callable[[Path, int, ColumnParams, Files], ColumnWriter]
-"""(folder of the shard, number, params, files) → the column, its files made if they are missing."""
+def column_files(folder: Path, k: int) -> list[Path]:
+    """The files of payload index k, in order."""
+    return sorted((folder / "columns").glob(f"{k}.*"))
 
 
 class Contents:
     """Opens what exists and makes what does not. One thread at a time, except `sync`."""
 
-    def __init__(
-        self, folder: Path, schema: ShardSchema, files: Files, open_column: OpenColumn | None
-    ) -> None:
+    def __init__(self, folder: Path, schema: ShardSchema, files: Files) -> None:
         for name in ("columns", "vectors", "segments"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.files = files
-        self._open_column = open_column
         self.points = PointsDb(folder / POINTS_NAME, files)
         self.ids = GrowingFile(folder / "columns" / "ids.bin", files)
         self.live = GrowingBits(folder / "columns" / "live.bin", files)
@@ -79,9 +55,14 @@ class Contents:
             self.files.unlink(file.path)
 
     def add_column(self, k: int, params: ColumnParams) -> None:
-        if self._open_column is not None:
-            self.columns[k] = self._open_column(self.folder, k, params, self.files)
-            self.columns[k].reserve(self.points.meta.slot_high)
+        column = ColumnWriter(self.folder, k, params, self.files)
+        column.reserve(self.points.meta.slot_high)
+        self.columns[k] = column
+
+    def remove_column(self, k: int) -> None:
+        self.columns.pop(k).close()
+        for path in column_files(self.folder, k):
+            self.files.unlink(path)
 
     def reserve(self, slots: int) -> None:
         """Room for slots 0..slots-1 in every file, before anything is written. Raises OSError (ENOSPC)."""

@@ -63,6 +63,9 @@ class Files:
     def committed(self, path: Path) -> None:
         """SQLite has just committed to the database at `path`; a place to crash, nothing else."""
 
+    def checkpointed(self, path: Path) -> None:
+        """SQLite has just fsynced its WAL, moved it into the database at `path`, and fsynced that."""
+
     def replace(self, path: Path, data: bytes) -> None:
         """Put `data` at `path` so that after any crash the file is the old one or the new one."""
         fresh = path.with_name(path.name + ".new")

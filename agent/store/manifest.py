@@ -59,6 +59,8 @@ class Segment(Struct, frozen=True):
     bytes: int
     hash: str
     recall: float | None = None
+    ef: int | None = None
+    """What the recall canary needs."""
 
 
 class VectorState(VectorParams, frozen=True, kw_only=True):

@@ -12,7 +12,8 @@ from agent.points_reader import Row
 from agent.store.manifest import ShardSchema
 from agent.store.vectors import VectorFile
 from core.api.filters import FilterBody, parse_filter
-from core.filters import TextIndexes, compile_filter
+from core.errors import BadRequest
+from core.filters import Filter, TextIndexes, compile_filter
 from core.payload import decode_payload, parse_path
 from core.tokens import TextOptions
 
@@ -47,9 +48,17 @@ def _known(params: Mapping[str, object]) -> dict[str, object]:
     return {name: params[name] for name in _TEXT_OPTIONS if params.get(name) is not None}
 
 
+def parse_where(where: bytes) -> Filter | None:
+    """Raises BadRequest for what is no filter."""
+    try:
+        return parse_filter(_decoder.decode(where))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"filter: {error}") from None
+
+
 def compile_where(where: bytes, schema: ShardSchema, vectors: Mapping[int, VectorFile]) -> PointTest:
     """Raises BadRequest for what is no filter."""
-    condition = parse_filter(_decoder.decode(where))
+    condition = parse_where(where)
     if condition is None or condition.restricts_nothing:
         return lambda row: True
     test = compile_filter(condition, text_indexes(schema))

@@ -289,8 +289,8 @@ class Pipeline:
         """Try until there is room for it. False if the shard can go on no more."""
         entries = [entry for entry, _ in batch]
         outcomes: list[Outcome] | None = None
+        began_s = time.monotonic()
         while outcomes is None:
-            began_s = time.monotonic()
             try:
                 async with self.applying:
                     outcomes = await self._run(self._applier.apply, entries)

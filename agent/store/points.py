@@ -23,7 +23,7 @@ from core.wire import Outcome
 NAME = "points.db"
 I64 = npt.NDArray[np.int64]
 _CACHE_KB = 16 << 10
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS ids (id BLOB PRIMARY KEY, slot INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
     slot INTEGER PRIMARY KEY, id BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
@@ -88,7 +88,7 @@ class PointsDb:
         self.db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
         self.db.execute("PRAGMA temp_store = MEMORY")
         self.db.execute("PRAGMA trusted_schema = OFF")
-        self.db.executescript(_SCHEMA)
+        self.db.executescript(SCHEMA)
 
     # -- transactions -----------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class PointsDb:
             busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
-        self._files.committed(self.path)
+        self._files.checkpointed(self.path)
         return not busy and frames == moved
 
     def checkpoint_beside(self) -> None:
@@ -231,7 +231,7 @@ class PointsDb:
             raise damage(error) from error
         finally:
             beside.close()
-        self._files.committed(self.path)
+        self._files.checkpointed(self.path)
 
     def check(self) -> None:
         """Compare count and digest with what is there. Raises Damaged."""

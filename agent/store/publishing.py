@@ -17,10 +17,10 @@ class Publisher:
         self._lock = threading.Lock()
         self.record = ShardRecord(collection=collection, shard=shard)
 
-    def update(self, **fields: int) -> None:
-        """Publish the record with these fields changed, all at once."""
+    def update(self, *, on: int = 0, off: int = 0, **fields: int) -> None:
+        """Publish the record with these fields and flags changed, all at once."""
         with self._lock:
-            self.record = self.record._replace(**fields)
+            self.record = self.record._replace(flags=(self.record.flags | on) & ~off)._replace(**fields)
             self._page.write_shard(self._place, self.record)
 
     def set_flags(self, on: int = 0, off: int = 0) -> None:

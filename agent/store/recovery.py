@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.store.apply import Applier, DeadSlot, committed
-from agent.store.contents import Contents, OpenColumn
+from agent.store.contents import Contents, column_files
 from agent.store.files import Files
 from agent.store.identity import read_identity, write_identity
 from agent.store.log import LogOwner, LogWriter
@@ -57,6 +57,8 @@ class Recovered:
     replica: Replica
     writer: LogWriter
     manifest: Manifest
+    ready: set[int]
+    """Columns that are complete; the others must be filled from points.db."""
     notes: list[str] = field(default_factory=list)
     redone: int = 0
     """Slots whose vectors were written again."""
@@ -74,14 +76,12 @@ class Recovery:
         schema: ShardSchema,
         files: Files,
         publisher: Publisher,
-        open_column: OpenColumn | None = None,
     ) -> None:
         self._folder = folder
         self._shard = shard
         self._schema = schema
         self._files = files
         self._publisher = publisher
-        self._open_column = open_column
         self.notes: list[str] = []
 
     def create(self, identity: Identity) -> None:
@@ -112,9 +112,10 @@ class Recovery:
         found = read_log(log_folder, owner)
         self.notes += found.bad_headers
         manifest = self._read_manifest(identity, found)
+        ready = self._keep_good_columns(manifest)
         contents = self._open_contents(manifest, found)
         try:
-            return self._level(identity, owner, found, manifest, contents)
+            return self._level(identity, owner, found, manifest, contents, ready)
         except BaseException:
             contents.close()
             raise
@@ -155,12 +156,42 @@ class Recovery:
             return manifest
         return msgspec.structs.replace(self._new_manifest(identity), checkpoint=found.base.seq)
 
+    def _keep_good_columns(self, manifest: Manifest) -> set[int]:
+        """The columns that are as the clean end of the last run left them. All others begin empty."""
+        ready = set()
+        for k in self._schema.columns:
+            paths = column_files(self._folder, k)
+            state = manifest.columns.get(str(k))
+            # Columns change in place, so only a clean end says what they must be.
+            if (
+                manifest.clean
+                and state is not None
+                and state.ready
+                and self._column_is_whole(manifest, k, paths)
+            ):
+                ready.add(k)
+                continue
+            for path in paths:
+                self._files.unlink(path)
+        return ready
+
+    def _column_is_whole(self, manifest: Manifest, k: int, paths: list[Path]) -> bool:
+        blocks = {name: b for name, b in manifest.files.items() if name.startswith(f"columns/{k}.")}
+        if {f"columns/{path.name}" for path in paths} == blocks.keys() and all(
+            path.stat().st_size == (known := blocks[f"columns/{path.name}"]).bytes
+            and not damaged_blocks(memoryview(path.read_bytes()), known)
+            for path in paths
+        ):
+            return True
+        self.notes.append(f"{self._folder / 'columns'}: index {k} is damaged, made anew from points.db")
+        return False
+
     def _open_contents(self, manifest: Manifest, found: FoundLog) -> Contents:
         """Raises Damaged if points.db is lost and the log does not reach back to its beginning."""
         path = self._folder / POINTS_NAME
         reason = None
         try:
-            contents = Contents(self._folder, self._schema, self._files, self._open_column)
+            contents = Contents(self._folder, self._schema, self._files)
             if contents.points.meta.applied >= manifest.checkpoint:
                 contents.points.check()
                 return contents
@@ -173,14 +204,20 @@ class Recovery:
         self.notes.append(f"{reason}; made anew from the log")
         for name in (POINTS_NAME, POINTS_NAME + "-wal", POINTS_NAME + "-shm"):
             self._files.unlink(self._folder / name)
-        contents = Contents(self._folder, self._schema, self._files, self._open_column)
+        contents = Contents(self._folder, self._schema, self._files)
         contents.forget_from(0)
         return contents
 
     # -- bringing level ---------------------------------------------------------------------------------
 
     def _level(
-        self, identity: Identity, owner: LogOwner, found: FoundLog, manifest: Manifest, contents: Contents
+        self,
+        identity: Identity,
+        owner: LogOwner,
+        found: FoundLog,
+        manifest: Manifest,
+        contents: Contents,
+        ready: set[int],
     ) -> Recovered:
         meta = contents.points.meta
         if meta.applied < manifest.checkpoint:  # points.db is made anew, and with it the numbers of slots
@@ -200,7 +237,7 @@ class Recovery:
         applier = Applier(contents, self._publisher, self._schema)
         applier.dead = _dead_slots(contents)
         replica = _replica(identity, found, meta.applied, contents.points.remembered())
-        recovered = Recovered(contents, applier, replica, writer, manifest, self.notes, redone)
+        recovered = Recovered(contents, applier, replica, writer, manifest, ready, self.notes, redone)
         recovered.replayed = _replay(recovered, found)
         return recovered
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from agent.page import Page, ShardFlag, ShardPlaces
 from agent.store.apply import Applier
 from agent.store.checkpoint import Checkpoints
-from agent.store.contents import OpenColumn
+from agent.store.checks import check_op
 from agent.store.files import Files
 from agent.store.log import ID_BYTES, LogWriter
 from agent.store.manifest import Manifest, Segment, ShardSchema
@@ -44,6 +45,11 @@ from net.logs import Log
 
 T = TypeVar("T")
 Until = Literal["applied", "persisted"]
+
+
+FILL_SLICE_SLOTS = 1_000
+FILL_AT_START_ROWS_MAX = 20_000
+"""A larger shard serves before its columns are filled; filters then look at payloads."""
 
 
 class ShardSettings(msgspec.Struct, frozen=True):
@@ -72,7 +78,6 @@ class ShardPorts:
     executor: Executor
     log: Log
     files: Files = field(default_factory=Files)
-    open_column: OpenColumn | None = None
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
 
 
@@ -118,7 +123,8 @@ class Shard:
         self._log = ports.log.bind(shard=f"{publisher.record.collection}/{publisher.record.shard}")
         self._pacing = Pacing()
         self._closing = False
-        self._checkpointing = asyncio.Lock()
+        self._manifest_lock = asyncio.Lock()
+        self._filling = asyncio.Lock()
         self._checkpoints = 0
         self._checkpoint_took_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,7 +148,7 @@ class Shard:
         `history`: the id that all replicas of the shard share; drawn here if there is none yet.
         """
         publisher = Publisher(ports.page, ports.places, collection, shard)
-        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher, ports.open_column)
+        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher)
         identity = Identity(
             secrets.randbits(63), secrets.randbits(63) if history is None else history, promised=1
         )
@@ -165,7 +171,7 @@ class Shard:
         """Recover what is in `folder`. If it is damaged, the shard is there and says so."""
         publisher = Publisher(ports.page, ports.places, collection, shard)
         opened = cls(folder, schema, ports, settings or ShardSettings(), publisher)
-        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher, ports.open_column)
+        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher)
         began_s = time.monotonic()
         try:
             recovered = await run_to_end(ports.executor, recovery.open)
@@ -177,7 +183,7 @@ class Shard:
             for note in recovery.notes:
                 opened._log.warning("shard.repaired", what=note)
         opened._start(recovered)
-        await opened._write_first_manifest()
+        await opened._begin(recovered.ready)
         opened._log.info(
             "shard.opened",
             applied=recovered.replica.applied_seq,
@@ -219,10 +225,11 @@ class Shard:
         self._checkpointed_bytes = 0
         self._checkpointed_seq = recovered.manifest.checkpoint
 
-    async def _write_first_manifest(self) -> None:
-        """From now on the files change, so the manifest must not call them clean any more."""
-        schema, ready = self.schema, set(self.schema.columns)
-        await self._run(self._manifests.take_schema, schema, ready)
+    async def _begin(self, ready: set[int]) -> None:
+        """Publish, and take writes."""
+        # From now on the files change: the manifest must not call them clean, nor an empty column ready.
+        self._ready = ready
+        await self._run(self._manifests.take_schema, self.schema, ready)
         meta, manifest = self._applier.points.meta, self._manifests.manifest
         self._publisher.update(
             incarnation=manifest.incarnation,
@@ -234,6 +241,11 @@ class Shard:
             flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
         )
         self._tasks = [*self._pipeline.start(), asyncio.create_task(self._keep_house())]
+        if self.schema.columns.keys() - ready:
+            filling = asyncio.create_task(self._fill_columns())
+            self._tasks.append(filling)
+            if meta.count <= FILL_AT_START_ROWS_MAX:
+                await asyncio.wait([filling])
 
     def _refuse(self, damage: str) -> None:
         """Stop serving: what the files say can't be trusted, or they can't be changed any more."""
@@ -262,6 +274,9 @@ class Shard:
         NoRoom, Unavailable, Damaged, and Unprocessable for a request id with another body.
         """
         self._check_open()
+        if deadline_s <= asyncio.get_running_loop().time():
+            raise DeadlineExceeded("the write came after its deadline; it was not begun")
+        check_op(op, self.schema)
         encoded = encode_op(op)
         if len(encoded) > ENTRY_BYTES_MAX:
             raise TooLarge(f"an operation of {len(encoded)} bytes, at most {ENTRY_BYTES_MAX} fit in the log")
@@ -324,10 +339,11 @@ class Shard:
     # -- schema, segments, slots ------------------------------------------------------------------------
 
     async def set_schema(self, schema: ShardSchema) -> None:
-        """Take a newer schema: vectors and indexes by number, added and removed. Returns when ready."""
+        """Take a newer schema: vectors and indexes added and removed. Returns when all is ready."""
         self._check_open()
-        async with self._checkpointing:
+        async with self._manifest_lock:
             await self._exclusively(self._change_schema, schema)
+        await self._fill_columns()
 
     def _change_schema(self, schema: ShardSchema) -> None:
         contents = self._applier.contents
@@ -335,15 +351,39 @@ class Shard:
             contents.remove_vector(v)
         for v in schema.vectors.keys() - contents.vectors.keys():
             contents.add_vector(v, schema.vectors[v])
+        removed = contents.columns.keys() - schema.columns.keys()
+        self._ready -= removed
         self._applier.schema = self.schema = schema
-        self._manifests.take_schema(schema, set(schema.columns))
+        # Searches stop to use a column before its files go.
+        self._manifests.take_schema(schema, self._ready)
+        for k in removed:
+            contents.remove_column(k)
+        for k in schema.columns.keys() - contents.columns.keys():
+            contents.add_column(k, schema.columns[k])
+
+    async def _fill_columns(self) -> None:
+        """Fill the columns that are not ready from points.db, in slices, while writes go on."""
+        async with self._filling:
+            ks = sorted(self.schema.columns.keys() - self._ready)
+            if not ks:
+                return
+            began_s = time.monotonic()
+            high = self._publisher.record.slot_high  # later slots are put there by whoever writes them
+            for low in range(self._publisher.record.slot_low, high, FILL_SLICE_SLOTS):
+                await self._exclusively(
+                    self._applier.fill_columns, ks, low, min(low + FILL_SLICE_SLOTS, high)
+                )
+            async with self._manifest_lock:
+                self._ready |= self.schema.columns.keys() & set(ks)
+                await self._exclusively(self._manifests.take_schema, self.schema, self._ready)
+            self._log.info("shard.columns_filled", ks=ks, took_ms=round((time.monotonic() - began_s) * 1000))
 
     async def replace_segments(
         self, v: int, segments: Sequence[Segment], *, mean: str | None = None
     ) -> Manifest:
         """Name what the builder made over vector v. Its files must be on disk, complete, under segments/."""
         self._check_open()
-        async with self._checkpointing:
+        async with self._manifest_lock:
             return await self._exclusively(self._replace_segments, v, tuple(segments), mean)
 
     def _replace_segments(self, v: int, segments: tuple[Segment, ...], mean: str | None) -> Manifest:
@@ -378,8 +418,15 @@ class Shard:
         self._check_open()
         await self._checkpoint(clean=False)
 
-    async def _checkpoint(self, *, clean: bool) -> None:
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[Manifest]:
+        """While it is held no row, graph or log that the manifest stands on is let go. Writes go on."""
+        self._check_open()
         async with self._checkpointing:
+            yield self._manifests.manifest
+
+    async def _checkpoint(self, *, clean: bool) -> None:
+        async with self._manifest_lock:
             began_s = time.monotonic()
             await self._run(self._manifests.prepare)
             oldest = self._replica.recent.oldest_seq
