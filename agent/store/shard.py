@@ -422,7 +422,7 @@ class Shard:
     async def frozen(self) -> AsyncIterator[Manifest]:
         """While it is held no row, graph or log that the manifest stands on is let go. Writes go on."""
         self._check_open()
-        async with self._checkpointing:
+        async with self._manifest_lock:
             yield self._manifests.manifest
 
     async def _checkpoint(self, *, clean: bool) -> None:

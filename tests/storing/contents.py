@@ -13,6 +13,7 @@ import numpy as np
 from agent.mapped import MappedFile
 from agent.page import ShardRecord
 from agent.points_reader import connect_readonly, keys_from, meta, rows_by_slots
+from agent.store.apply import split_keys
 from agent.store.manifest import NAME, ShardSchema, VectorParams, read_manifest
 from agent.store.vectors import row_crc
 from core.api.config import Distance
@@ -22,6 +23,7 @@ from core.wire import (
     Delete,
     DeletePayload,
     DeleteVectors,
+    Nothing,
     Op,
     OverwritePayload,
     Rows,
