@@ -25,7 +25,7 @@ from agent.store.schemas import shard_schema
 from agent.store.shard import Shard, ShardPorts
 from agent.store.writes import Open, Writes, target_of
 from core.api.checks import DEFAULT_LIMITS
-from core.cluster import ClusterView, Collection, CollectionId, directory, to_json
+from core.cluster import ClusterMap, ClusterView, Collection, CollectionId, directory, to_json
 from core.errors import NotFound
 from net.logs import Log
 
@@ -63,7 +63,8 @@ class Store:
             log,
         )
         self._flags = NodeFlag(0)
-        self._catalogue: Catalogue | None = None
+        self._published = ClusterView(ClusterMap(cluster=""))
+        """What fronts are told: never a map whose shards are not open yet."""
 
     async def run(self) -> None:
         """Raises ShoalError if this node cannot start."""
@@ -77,23 +78,23 @@ class Store:
             begun = await begin(Path("."), self._spec.node, now_us=now_us())
             for healed in begun.healed:
                 self._log.warning("store.healed", text=healed)
-            self._catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
-            await self._take(self._catalogue.view)
-            server = Server(self._handlers(self._catalogue), self._log)
+            catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
+            await self._take(catalogue.view)
+            server = Server(self._handlers(catalogue), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
             await server.start(SOCKET)
             self._publish(NodeFlag.READY)
             watching = [
                 tasks.create_task(self._guard(), name="guard"),
-                tasks.create_task(self._sweep(self._catalogue), name="sweep"),
+                tasks.create_task(self._sweep(catalogue), name="sweep"),
             ]
             await stop.wait()
             self._publish(self._flags | NodeFlag.STOPPING)
             for task in watching:
                 task.cancel()
             await server.close()
-            await self._catalogue.close()
+            await catalogue.close()
             await self._close_all()
             await begun.acceptor.close()
             ticking.cancel()
@@ -107,8 +108,7 @@ class Store:
         }
 
     async def _view(self, header: Header, body: bytes, deadline: float) -> Answer:
-        assert self._catalogue is not None
-        return {}, to_json(self._catalogue.view)
+        return {}, to_json(self._published)
 
     def _find(self, name: str) -> Open:
         found = self._by_name.get(name)
@@ -152,8 +152,8 @@ class Store:
         ]
         await asyncio.gather(*opening)
         self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
-        node = self._page.node()
-        self._page.write_node(node._replace(epoch=view.epoch))
+        self._published = view
+        self._page.write_node(self._page.node()._replace(epoch=view.epoch))
 
     async def _take_collection(self, info: Collection, shard_count: int) -> None:
         there = self._open.get(info.id)
