@@ -25,8 +25,8 @@ _QUESTIONS = (
     ("open a web page in a browser", None),
     ("pick a random element of a list", None),
     ("wait until several tasks are done", None),
-    ("compress a file", None),
-    ("copy a directory tree", None),
+    ("parse a date and time from a string", None),
+    ("quote a string for the shell", None),
     ("write a line of values", "csv"),
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_CHARS_MIN = 60  # "Return self." teaches nobody anything
+_CHARS_MIN = 30  # "Return self." teaches nobody anything
 # Tests, programs, and what is kept only for old code.
 _SKIPPED = {
     "test",
