@@ -25,6 +25,7 @@ from agent.front.routes import Handler, Reply, Request, Route
 from agent.front.serving import Served, Serving
 from agent.metrics import Metrics
 from agent.rates import Bucket
+from core.api import old_searches
 from core.api import queries as bodies
 from core.api import reads as api_reads
 from core.api import searches as api
@@ -78,22 +79,22 @@ class Search:
                 self._batch(bodies.QueryBatchBody, api.parse_query_batch, wrap=True),
             ),
             ("POST", f"{points}/query/groups", self._groups(bodies.QueryGroupsBody, api.parse_query_groups)),
-            ("POST", f"{points}/search", self._older(bodies.SearchBody, api.parse_search)),
+            ("POST", f"{points}/search", self._older(bodies.SearchBody, old_searches.parse_search)),
             (
                 "POST",
                 f"{points}/search/batch",
-                self._batch(bodies.SearchBatchBody, api.parse_search_batch, wrap=False),
+                self._batch(bodies.SearchBatchBody, old_searches.parse_search_batch, wrap=False),
             ),
             (
                 "POST",
                 f"{points}/search/groups",
-                self._groups(bodies.SearchGroupsBody, api.parse_search_groups),
+                self._groups(bodies.SearchGroupsBody, old_searches.parse_search_groups),
             ),
-            ("POST", f"{points}/recommend", self._older(bodies.RecommendBody, api.parse_recommend)),
+            ("POST", f"{points}/recommend", self._older(bodies.RecommendBody, old_searches.parse_recommend)),
             (
                 "POST",
                 f"{points}/recommend/batch",
-                self._batch(bodies.RecommendBatchBody, api.parse_recommend_batch, wrap=False),
+                self._batch(bodies.RecommendBatchBody, old_searches.parse_recommend_batch, wrap=False),
             ),
             ("POST", points, self.retrieve),
             ("GET", f"{points}/*", self.retrieve_one),

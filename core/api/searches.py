@@ -25,7 +25,6 @@ from core.api.formulas import parse_defaults, parse_formula
 from core.api.queries import (
     FeedbackInput,
     LookupBody,
-    NamedVectorBody,
     OrderByBody,
     PairBody,
     ParamsBody,
@@ -34,13 +33,8 @@ from core.api.queries import (
     QueryBody,
     QueryGroupsBody,
     QueryObject,
-    RecommendBatchBody,
-    RecommendBody,
     RecommendInput,
-    SearchBatchBody,
-    SearchBody,
     SearchGroupsBody,
-    UsingBody,
     VectorInput,
     WithLookupBody,
 )
@@ -214,10 +208,11 @@ def parse_query_groups(body: QueryGroupsBody, vectors: Vectors, limits: Limits =
         with_payload=parse_with_payload(body.with_payload, default=False),
         with_vector=parse_with_vector(body.with_vector, body.with_vectors),
     )
-    return _groups(search, body, limits)
+    return grouped(search, body, limits)
 
 
-def _groups(search: Search, body: QueryGroupsBody | SearchGroupsBody, limits: Limits) -> Groups:
+def grouped(search: Search, body: QueryGroupsBody | SearchGroupsBody, limits: Limits) -> Groups:
+    """The search by groups, as the body asks for them."""
     if not body.group_by:
         raise invalid("group_by", "must not be empty")
     at_least("group_size", body.group_size, 1)
@@ -441,7 +436,7 @@ class _Examples:
             ]
         )
 
-    def recommend(self, given: RecommendInput | RecommendBody, where: str = "query.recommend") -> Recommend:
+    def recommend(self, given: RecommendInput, where: str = "query.recommend") -> Recommend:
         strategy: Strategy = given.strategy or "average_vector"
         positive = self.several(given.positive, f"{where}.positive")
         negative = self.several(given.negative, f"{where}.negative")
@@ -500,87 +495,3 @@ def parse_order_by(given: str | OrderByBody, where: str = "order_by") -> OrderBy
     if isinstance(start, int) and abs(start) >= 1 << 64:
         start = math.copysign(float(1 << 64), start)
     return OrderBy(parse_path(body.key), body.direction == "desc", start)
-
-
-# -- the searches of older clients --------------------------------------------------------------------------
-
-
-def parse_search(body: SearchBody, vectors: Vectors, limits: Limits = DEFAULT_LIMITS) -> Search:
-    vector, using = _named(body.vector)
-    return parse_query(
-        QueryBody(
-            query=vector,
-            using=using,
-            filter=body.filter,
-            params=body.params,
-            score_threshold=body.score_threshold,
-            limit=body.top if body.limit is None else body.limit,
-            offset=body.offset,
-            with_payload=body.with_payload,
-            with_vector=body.with_vector,
-            with_vectors=body.with_vectors,
-            shard_key=body.shard_key,
-        ),
-        vectors,
-        limits,
-    )
-
-
-def parse_search_batch(
-    body: SearchBatchBody, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
-) -> tuple[Search, ...]:
-    at_most("searches", len(body.searches), limits.batch_max)
-    return tuple([parse_search(one, vectors, limits) for one in body.searches])
-
-
-def parse_search_groups(body: SearchGroupsBody, vectors: Vectors, limits: Limits = DEFAULT_LIMITS) -> Groups:
-    search = parse_search(
-        SearchBody(
-            vector=body.vector,
-            filter=body.filter,
-            params=body.params,
-            limit=body.limit,
-            with_payload=body.with_payload,
-            with_vector=body.with_vector,
-            with_vectors=body.with_vectors,
-            score_threshold=body.score_threshold,
-            shard_key=body.shard_key,
-        ),
-        vectors,
-        limits,
-    )
-    return _groups(search, body, limits)
-
-
-def parse_recommend(body: RecommendBody, vectors: Vectors, limits: Limits = DEFAULT_LIMITS) -> Search:
-    using = body.using.name if isinstance(body.using, UsingBody) else body.using
-    given = RecommendInput(body.positive, body.negative, body.strategy)
-    return parse_query(
-        QueryBody(
-            query=QueryObject(recommend=given),
-            using=using,
-            filter=body.filter,
-            params=body.params,
-            score_threshold=body.score_threshold,
-            limit=body.top if body.limit is None else body.limit,
-            offset=body.offset,
-            with_payload=body.with_payload,
-            with_vector=body.with_vector,
-            with_vectors=body.with_vectors,
-            lookup_from=body.lookup_from,
-            shard_key=body.shard_key,
-        ),
-        vectors,
-        limits,
-    )
-
-
-def parse_recommend_batch(
-    body: RecommendBatchBody, vectors: Vectors, limits: Limits = DEFAULT_LIMITS
-) -> tuple[Search, ...]:
-    at_most("searches", len(body.searches), limits.batch_max)
-    return tuple([parse_recommend(one, vectors, limits) for one in body.searches])
-
-
-def _named(given: list[float] | NamedVectorBody) -> tuple[list[float], str | None]:
-    return (given, None) if isinstance(given, list) else (given.vector, given.name)
