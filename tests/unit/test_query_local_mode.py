@@ -12,6 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+
+pytest.importorskip("qdrant_client")
+
 from qdrant_client import QdrantClient, models
 
 from agent.front.queries.reads import Reads
