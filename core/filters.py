@@ -198,16 +198,29 @@ def matches(filter_: Filter, key: bytes, payload: Payload, has_vectors: Containe
 
 def conditions_in(filter_: Filter) -> Iterator[Condition]:
     """Every condition, at any depth, filters and nested ones included."""
-    clauses = [filter_.must, filter_.should, filter_.must_not]
-    if filter_.min_should is not None:
-        clauses.append(filter_.min_should.conditions)
-    for clause in clauses:
-        for condition in clause:
-            yield condition
-            if isinstance(condition, Filter):
-                yield from conditions_in(condition)
-            elif isinstance(condition, Nested):
-                yield from conditions_in(condition.filter)
+    for condition in conditions_of(filter_):
+        yield condition
+        if isinstance(condition, Filter):
+            yield from conditions_in(condition)
+        elif isinstance(condition, Nested):
+            yield from conditions_in(condition.filter)
+
+
+def conditions_of(filter_: Filter) -> tuple[Condition, ...]:
+    """The conditions of all clauses, at this level alone."""
+    counted = filter_.min_should.conditions if filter_.min_should is not None else ()
+    return (*filter_.must, *filter_.should, *filter_.must_not, *counted)
+
+
+def paths_in(filter_: Filter, at: Path = _ROOT) -> Iterator[Path]:
+    """The payload paths that the filter looks at, those inside `nested` in full."""
+    for condition in conditions_of(filter_):
+        if isinstance(condition, Filter):
+            yield from paths_in(condition, at)
+        elif isinstance(condition, Nested):
+            yield from paths_in(condition.filter, Path((*at.steps, *_elements(condition.path).steps)))
+        elif not isinstance(condition, HasId | HasVector | Slice):
+            yield Path((*at.steps, *condition.path.steps))
 
 
 def compile_condition(condition: Condition, text_indexes: TextIndexes = NO_TEXT_INDEXES) -> Test:
@@ -274,9 +287,7 @@ def _compile_any_value(path: Path, holds: ValueTest) -> Test:
 
 
 def _compile_nested(condition: Nested, texts: TextIndexes, at: Path) -> Test:
-    # `k` means `k[]`: the elements of the lists at the path, whether it says so or not.
-    steps = condition.path.steps
-    path = condition.path if steps[-1] is None else Path((*steps, None))
+    path = _elements(condition.path)
     inner = _compile_filter(condition.filter, texts, Path((*at.steps, *path.steps)))
 
     def test(key: bytes, payload: Payload, has: Container[str]) -> bool:
@@ -287,6 +298,11 @@ def _compile_nested(condition: Nested, texts: TextIndexes, at: Path) -> Test:
         )
 
     return test
+
+
+def _elements(path: Path) -> Path:
+    """A nested `k` means `k[]`: the elements of the lists at the path, whether it says so or not."""
+    return path if path.steps[-1] is None else Path((*path.steps, None))
 
 
 def _compile_count(condition: ValuesCount) -> Test:

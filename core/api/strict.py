@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from core import filters
 from core.api.config import CollectionParams, StrictMode
 from core.api.points import EditVectors, Operation, UpsertPoints
 from core.api.searches import Groups, Node, Search
 from core.errors import BadRequest
+from core.payload import Path
 
 
 def strict_mode(config: CollectionParams) -> StrictMode | None:
@@ -35,6 +36,20 @@ def check_filter(strict: StrictMode | None, filter_: filters.Filter | None) -> N
     if strict.condition_max_size is not None:
         for condition in leaves:
             _check("condition size", _size(condition), strict.condition_max_size)
+
+
+def check_indexed(
+    strict: StrictMode | None, filter_: filters.Filter | None, indexed: Container[Path], *, write: bool
+) -> None:
+    """Where the collection asks for it, a filter may only look at indexed fields."""
+    if strict is None or filter_ is None:
+        return
+    allowed = strict.unindexed_filtering_update if write else strict.unindexed_filtering_retrieve
+    if allowed is not False:
+        return
+    for path in filters.paths_in(filter_):
+        if path not in indexed:
+            raise BadRequest(f'{_PREFIX}Index required but not found for "{path}": create a payload index')
 
 
 def check_search(strict: StrictMode | None, search: Search | Groups) -> None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -63,16 +64,21 @@ def query_row(values: Sequence[float], params: VectorParams, where: str = "query
             raise Unprocessable(f"Validation error in JSON body: [{where}: the vector is empty]")
         raise wrong_size(params.size, len(values))
     row = np.frombuffer(_pack(values, where), np.float32)
-    if not np.isfinite(row).all():
-        raise BadRequest(f"Wrong input: {where}: a value is not finite as a 32-bit float")
-    return normalise(row[None, :])[0] if params.distance is Distance.COSINE else row
+    wide = row.astype(np.float64)
+    squares = float(wide @ wide)
+    if not isfinite(squares):  # squares of f32 can't overflow f64, so some value is not finite
+        raise _not_finite(where)
+    if params.distance is not Distance.COSINE or squares == 0.0:
+        return row
+    unit: F32 = (wide * (1.0 / sqrt(squares))).astype(np.float32)
+    return unit
 
 
 def _pack(values: Sequence[float], where: str) -> bytes:
     try:
         return _packer(len(values)).pack(*values)
     except OverflowError:
-        raise BadRequest(f"Wrong input: {where}: a value is not finite as a 32-bit float") from None
+        raise _not_finite(where) from None
 
 
 def pack_default(
@@ -124,8 +130,6 @@ def pack_named(
 
 
 def _finished(rows: F32, params: VectorParams, name_point: Callable[[int], str]) -> F32:
-    # A sum is finite only if every value is, and needs no array of flags; a finite row may
-    # still overflow it, so a suspect batch is looked at value by value.
     if not np.isfinite(rows).all():
         raise _not_finite(name_point(int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])))
     return normalise(rows) if params.distance is Distance.COSINE else rows

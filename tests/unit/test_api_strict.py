@@ -12,6 +12,7 @@ from core.api import points, queries, searches, strict
 from core.api.config import CollectionParams, Distance, StrictMode, VectorParams
 from core.api.decode import decode
 from core.errors import BadRequest
+from core.payload import parse_path
 
 VECTORS = {"": VectorParams(1, Distance.DOT)}
 
@@ -93,3 +94,16 @@ def test_without_strict_mode_nothing_is_limited(config: StrictMode | None) -> No
     strict.check_search(off, search(limit=100, filter=ANY_OF_THREE, params={"exact": True}))
     strict.check_write(off, upsert(3))
     strict.check_batch(off, 1_000)
+
+
+def test_filters_may_be_limited_to_indexed_fields() -> None:
+    nested = {"nested": {"key": "l", "filter": {"must": {"key": "b", "match": {"value": 1}}}}}
+    found = search(filter={"must": [{"is_null": {"key": "a"}}, nested, {"has_id": [1]}]}).node.filter
+    reads = StrictMode(enabled=True, unindexed_filtering_retrieve=False)
+    both = {parse_path("a"), parse_path("l[].b")}
+    strict.check_indexed(reads, found, both, write=False)
+    strict.check_indexed(reads, found, (), write=True)
+    strict.check_indexed(StrictMode(enabled=True), found, (), write=False)
+    for path in both:
+        with pytest.raises(BadRequest, match="Index required but not found"):
+            strict.check_indexed(reads, found, both - {path}, write=False)
