@@ -122,6 +122,10 @@ class Catalogue:
         return catalogue
 
     @property
+    def me(self) -> NodeId:
+        return self._me
+
+    @property
     def view(self) -> ClusterView:
         return self._view
 
