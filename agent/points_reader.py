@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 from core.errors import Damaged
 
 CACHE_KB = 16 << 10
-_BATCH = 256
-"""Values bound in one statement; fixed, so that SQLite keeps one compiled statement for each."""
-_BINDINGS = ",".join("?" * _BATCH)
+_BATCHES = (16, 64, 256)
+"""Values bound in one statement; few sizes, so that SQLite keeps the compiled statements."""
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _ROW_HEAD = struct.Struct("<3Q")
 
 ROW_COLUMNS = "slot, id, seq, born, payload, crc"
-_ROWS_BY_SLOTS = f"SELECT {ROW_COLUMNS} FROM rows WHERE slot IN ({_BINDINGS})"
-_SLOTS_BY_KEYS = f"SELECT id, slot FROM ids WHERE id IN ({_BINDINGS})"
+_ROWS_BY_SLOTS = {n: f"SELECT {ROW_COLUMNS} FROM rows WHERE slot IN ({','.join('?' * n)})" for n in _BATCHES}
+_SLOTS_BY_KEYS = {n: f"SELECT id, slot FROM ids WHERE id IN ({','.join('?' * n)})" for n in _BATCHES}
 _LIVE_PAGE = (
     "SELECT r.slot, r.id, r.seq, r.born, r.payload, r.crc FROM ids i JOIN rows r ON r.slot = i.slot "
     "WHERE i.id >= ? ORDER BY i.id LIMIT ?"
@@ -64,7 +63,7 @@ def _quoted(path: Path) -> str:
 
 def rows_by_slots(db: sqlite3.Connection, slots: Sequence[int]) -> dict[int, Row]:
     """The rows that exist, live or lately dead. Raises Damaged."""
-    raw_rows = [raw for bound in _batches(slots) for raw in fetch(db, _ROWS_BY_SLOTS, bound)]
+    raw_rows = [raw for bound in _batches(slots) for raw in fetch(db, _ROWS_BY_SLOTS[len(bound)], bound)]
     return {raw[0]: checked(Row._make(raw)) for raw in raw_rows}
 
 
@@ -72,7 +71,7 @@ def slots_by_keys(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, 
     """The slots of those ids that exist now."""
     found: dict[bytes, int] = {}
     for bound in _batches(keys):
-        found.update(fetch(db, _SLOTS_BY_KEYS, bound))
+        found.update(fetch(db, _SLOTS_BY_KEYS[len(bound)], bound))
     return found
 
 
@@ -118,7 +117,8 @@ def damage(error: sqlite3.DatabaseError) -> Damaged | sqlite3.DatabaseError:
 
 
 def _batches(values: Sequence[int] | Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-    for at in range(0, len(values), _BATCH):
-        batch = tuple(values[at : at + _BATCH])
-        # NULL equals nothing: the statement stays the same for any count.
-        yield batch + (None,) * (_BATCH - len(batch))
+    for at in range(0, len(values), _BATCHES[-1]):
+        batch = tuple(values[at : at + _BATCHES[-1]])
+        size = next(n for n in _BATCHES if n >= len(batch))
+        # NULL equals nothing: one statement serves any count up to its size.
+        yield batch + (None,) * (size - len(batch))

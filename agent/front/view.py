@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.front import exact as exactly
+from agent import exact as exactly
 from agent.graphs import Graph
 from agent.page import ShardRecord
+from agent.points_reader import Row
 from core.errors import Unavailable
 from core.filters import Filter
 from core.hashing import KEY_BYTES
@@ -44,6 +45,7 @@ class Look:
     __slots__ = (
         "_distinct",
         "_live",
+        "_rows",
         "_vectors",
         "base",
         "bits",
@@ -64,6 +66,7 @@ class Look:
         self._vectors = reader.vectors
         self._live: Bits | None = None
         self._distinct = clean
+        self._rows: dict[int, Row] = {}
 
     def __enter__(self) -> Look:
         return self
@@ -175,12 +178,19 @@ class Look:
         return np.array([found.get(key, -1) for key in keys], np.int64)
 
     def payloads(self, slots: I64) -> list[bytes]:
-        rows = self.reader.points.by_slots(slots.tolist())
+        rows = self._stored(slots)
         return [row.payload if (row := rows.get(slot)) is not None else b"" for slot in slots.tolist()]
 
     def seqs(self, slots: I64) -> I64:
-        rows = self.reader.points.by_slots(slots.tolist())
+        rows = self._stored(slots)
         return np.array([rows[slot].seq if slot in rows else 0 for slot in slots.tolist()], np.int64)
+
+    def _stored(self, slots: I64) -> Mapping[int, Row]:
+        """Rows of points.db; those that this look has read are kept, as an answer asks twice for them."""
+        missing = [slot for slot in slots.tolist() if slot not in self._rows]
+        if missing:
+            self._rows.update(self.reader.points.by_slots(missing))
+        return self._rows
 
     def values(self, path: str, slots: I64) -> list[list[object]]:
         get = getter(parse_path(path))

@@ -54,10 +54,10 @@ def answers(
     ]
     if len(views) == 1:
         only = views[0]
-        return [
-            _points(collection, only, _page(search, collection, each), search, want)
-            for search, want, each in zip(searches, wanted, found[0], strict=True)
-        ]
+        pages = [_page(search, collection, each) for search, each in zip(searches, found[0], strict=True)]
+        if len(pages) > 1:  # one SELECT for all: the look keeps what it has read
+            only.seqs(np.concatenate([slots for slots, _ in pages]))
+        return [_points(collection, only, page, want) for page, want in zip(pages, wanted, strict=True)]
     return [
         _merged(collection, views, [each[i] for each in found], search, wanted[i])
         for i, search in enumerate(searches)
@@ -79,9 +79,7 @@ def _page(search: Search, collection: Collection, found: Found) -> Found:
     return slots, scores
 
 
-def _points(
-    collection: Collection, view: ShardView, page: Found, search: Search, wanted: Wanted
-) -> list[ScoredPoint]:
+def _points(collection: Collection, view: ShardView, page: Found, wanted: Wanted) -> list[ScoredPoint]:
     slots, scores = page
     keys = view.keys(slots)
     if wanted.vectors is not None:
