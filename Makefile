@@ -59,7 +59,7 @@ test-long: .venv/stamp-compat
 
 prove: .venv/stamp-dev
 	@echo "Killing, cutting, filling and damaging nodes: each test says what it did"
-	@$(python) -m pytest -q -s -m long tests/cluster tests/sim
+	@$(python) -m pytest -q -s -m long tests/cluster
 	@echo "What was acknowledged was there each time. Next: docs/ says what is promised, and under which faults."
 
 bench: .venv/stamp-dev
