@@ -6,15 +6,19 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from qdrant_client import models as m
 
-from tests.compat.worlds import World, any_filter, vector
+from tests.compat.worlds import World, any_filter, distance, vector
 
 
 def example(world: World, rng: random.Random, name: str) -> Any:
     """A vector, or the id of a point that has it."""
     if rng.random() < 0.5:
-        return vector(rng, world.sizes[name])
+        raw = np.array(vector(rng, world.sizes[name]), dtype=np.float32)
+        unit = distance(world, name) == m.Distance.COSINE
+        found: list[float] = (raw / np.linalg.norm(raw) if unit else raw).tolist()
+        return found
     return rng.choice(having(world, name))
 
 

@@ -84,7 +84,7 @@ def close(a: float, b: float) -> bool:
 
 
 def _scored(local: Sequence[Any], remote: Sequence[Any]) -> str | None:
-    """Ties may come in any order, and any of those that tie with the last one may be the last."""
+    """Ties may come in any order, and any of those that tie with an end of the list may be cut off there."""
     if len(local) != len(remote):
         return f"{len(local)} points, not {len(remote)}"
     for place, (a, b) in enumerate(zip(local, remote, strict=True)):
@@ -93,7 +93,8 @@ def _scored(local: Sequence[Any], remote: Sequence[Any]) -> str | None:
     by_id = {point.id: point for point in remote}
     for point in local:
         if point.id not in by_id:
-            if not close(point.score, local[-1].score) and point.order_value is None:
+            ends = (local[0].score, local[-1].score)  # the first one too: an offset cuts there
+            if not any(close(point.score, end) for end in ends) and point.order_value is None:
                 return f"{point.id} is missing"
             continue
         twin = by_id[point.id]

@@ -12,8 +12,7 @@ def embed(text: str) -> list[float]:
     """A unit vector; texts that share words have a larger inner product."""
     vector = [0.01] * DIM
     for word in text.lower().split():
-        digest = hashlib.sha256(word.encode()).digest()
-        for place in range(4):
-            vector[digest[place] % DIM] += 1.0 if digest[place + 8] % 2 else -1.0
+        digest = hashlib.sha256(word.encode()).digest()  # DIM bytes, so that no two texts tie
+        vector = [x + byte / 127.5 - 1 for x, byte in zip(vector, digest, strict=True)]
     length = math.sqrt(sum(x * x for x in vector))
     return [x / length for x in vector]

@@ -51,7 +51,7 @@ def stores(shared_agent: RunningAgent, collection_name: str) -> Iterator[list[Qd
     for store in made:
         assert store.write_documents(_documents()) == 25
     yield made
-    made[0].client.delete_collection(collection_name)
+    made[0]._client.delete_collection(collection_name)
 
 
 def _ids(documents: list[Document]) -> list[str]:

@@ -86,7 +86,7 @@ def test_query(stores: list[QdrantVectorStore]) -> None:
         ("number", FilterOperator.LTE, 9),
         ("colour", FilterOperator.IN, ["red", "blue"]),
         ("colour", FilterOperator.NIN, ["red", "blue"]),
-        ("tags", FilterOperator.ANY, ["t1", "t2"]),
+        ("tags", FilterOperator.IN, ["t1", "t2"]),
         ("colour", FilterOperator.TEXT_MATCH, "green"),
         ("nothing", FilterOperator.IS_EMPTY, None),
     ],

@@ -14,7 +14,7 @@ from qdrant_client import models as m
 
 from tests.compat import calls
 from tests.compat.comparing import Pair
-from tests.compat.worlds import World, any_filter, make_world
+from tests.compat.worlds import World, any_filter, distance, make_world
 
 pytestmark = [pytest.mark.compat, pytest.mark.timeout(300)]
 
@@ -46,9 +46,17 @@ def test_query(scene: Scene, kind: str) -> None:
 
 
 def test_query_with_a_score_threshold(scene: Scene) -> None:
-    """The threshold lies between two scores, where rounding can't matter."""
+    """The threshold lies between two scores, where rounding can't matter.
+
+    Local mode reads a threshold of discover and the like as a distance where nearest has one: so only nearest
+    is tried there.
+    """
     rng = scene.rng("threshold")
+    larger_is_better = all(
+        distance(scene.world, name) in (m.Distance.COSINE, m.Distance.DOT) for name in scene.world.names
+    )
     for kind in ("nearest", "nearest", "recommend", "discover") * 4:
+        kind = kind if larger_is_better else "nearest"
         arguments = calls.any_query(scene.world, rng, kind) | {"offset": 0, "limit": 30}
         found = scene.pair.compare("query_points", **arguments)
         if found and len(found.points) > 6:

@@ -41,11 +41,10 @@ def named(shared_agent: Any) -> Iterator[str]:
     rest.delete(path)
 
 
-def _deep(levels: int) -> dict[str, Any]:
-    inner: dict[str, Any] = {"key": "n", "match": {"value": 1}}
-    for _ in range(levels):
-        inner = {"must": [inner]}
-    return inner
+def _deep(levels: int) -> bytes:
+    """A body whose filter nests so often: made as text, for Python's own encoder gives up at a thousand."""
+    inner = '{"must": [' * levels + '{"key": "n", "match": {"value": 1}}' + "]}" * levels
+    return f'{{"filter": {inner}}}'.encode()
 
 
 BAD_QUERIES: list[tuple[int, dict[str, Any], str]] = [
@@ -214,7 +213,7 @@ def test_a_missing_point(rest: Rest, path: str) -> None:
     assert rest.get(f"{path}/points/1").result["payload"] == {"n": 1}
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "..", "a" * 256, "a\0b", "a\\b", "é?", "."])
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a" * 256, "a\0b", "a\\b", "é?", "."])
 def test_a_bad_collection_name(rest: Rest, name: str) -> None:
     from urllib.parse import quote
 
@@ -244,8 +243,8 @@ def test_every_spelling_of_a_uuid_is_one_id(rest: Rest, path: str, spelling: str
 
 
 def test_filters_too_deep_are_refused(rest: Rest, path: str) -> None:
-    assert rest.post(f"{path}/points/count", {"filter": _deep(5)}).status == 200
-    assert rest.post(f"{path}/points/count", {"filter": _deep(5000)}).status == 400
+    assert rest.post(f"{path}/points/count", _deep(5)).status == 200
+    assert rest.post(f"{path}/points/count", _deep(5000)).status == 400
 
 
 def test_payload_edits_of_missing_points_do_the_rest(rest: Rest, path: str) -> None:

@@ -1,7 +1,8 @@
 """Random collections and random requests for them, by seed, within what local mode and the server agree on.
 
 Left out, because qdrant-client's local mode follows a later server there: lists that hold null under is_null,
-text matches inside a word, and text matches of several words other than a phrase.
+text matches inside a word, and text matches of several words other than a phrase. Raw examples have unit
+length where the distance is cosine: the server normalises them before it averages, local mode does not.
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ def make_world(seed: int, points: int = 150) -> World:
 
 def vector(rng: random.Random, size: int) -> list[float]:
     return [float(np.float32(rng.gauss(0, 1))) for _ in range(size)]
+
+
+def distance(world: World, name: str) -> m.Distance:
+    params = world.vectors[name] if isinstance(world.vectors, dict) else world.vectors
+    found: m.Distance = params.distance
+    return found
 
 
 def any_vectors(world: World, rng: random.Random) -> Any:
