@@ -37,6 +37,11 @@ class Shard:
 
     def __init__(self, page: Page, place: int, number: int, reader: ShardReader) -> None:
         self._page, self.place, self.number, self.reader = page, place, number, reader
+        self._incarnation = self.record().incarnation
+
+    def is_at(self, place: int) -> bool:
+        """Whether it is still the replica that was opened, at that place of the page."""
+        return self.place == place and self.record().incarnation == self._incarnation
 
     def record(self) -> ShardRecord:
         return self._page.shard(self.place)
@@ -224,7 +229,7 @@ class Serving:
                 if place is None:
                     continue  # no replica here
                 found = old.get(key)
-                if found is None or found.place != place:
+                if found is None or not found.is_at(place):
                     folder = Path("shards") / f"{id_}-{one.number}"
                     reader = ShardReader(folder, self._page, place, self._metrics)
                     found = Shard(self._page, place, one.number, reader)

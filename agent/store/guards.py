@@ -67,13 +67,23 @@ class Guards:
         self.disk_low = room.disk_free < disk_mark * (_BACK if self.disk_low else 1)
         self.memory_low = room.memory_available < memory_mark * (_BACK if self.memory_low else 1)
 
+    def admit_copy(self, size_bytes: int) -> None:
+        """Let a file of that size be written. Raises NoRoom."""
+        self.look()
+        mark = self._disk_low(self.room.disk_total)
+        if self.room.disk_free - size_bytes < mark:
+            raise NoRoom(
+                f"no room: {size_bytes >> 20} MiB are needed, {self.room.disk_free >> 20} MiB are free and "
+                f"{mark >> 20} MiB must be left; delete data or snapshots, or add room"
+            )
+
     def admit(self, size_bytes: int) -> None:
         """Let a write of that size in. Raises NoRoom (507) or Overloaded (503)."""
         self.look()
         mark = self._disk_low(self.room.disk_total)
         if self.disk_low or self.room.disk_free - size_bytes * _WRITE_AMPLIFICATION < mark:
             raise NoRoom(
-                f"no room: {self.room.disk_free >> 20} MiB of disk are free, writes need {mark >> 20} MiB left; "
+                f"no room: {self.room.disk_free >> 20} MiB of disk are free, {mark >> 20} MiB must be left; "
                 "delete data or add room, writes come back by themselves"
             )
         if self.memory_low:

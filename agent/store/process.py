@@ -16,15 +16,19 @@ from agent.link import Answer, Handler, Header, Server
 from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardPlaces
 from agent.store.beginning import begin
+from agent.store.builds import Builds
 from agent.store.catalogue import Catalogue
 from agent.store.changes import Changes
 from agent.store.deleted import Bounds
 from agent.store.guards import Guards, room_of
 from agent.store.node_identity import lock_folder
 from agent.store.schemas import shard_schema
-from agent.store.shard import Shard, ShardPorts
+from agent.store.settings import SettingsStore
+from agent.store.shard import Shard, ShardPorts, ShardSettings
+from agent.store.snapshots import Snapshots
 from agent.store.writes import Open, Writes, target_of
-from core.api.checks import DEFAULT_LIMITS
+from core.api.checks import Limits
+from core.build_plan import BuildRules
 from core.cluster import ClusterMap, ClusterView, Collection, CollectionId, directory, to_json
 from core.errors import NotFound
 from net.logs import Log
@@ -62,6 +66,7 @@ class Store:
             ThreadPoolExecutor(THREADS, thread_name_prefix="shard"),
             log,
         )
+        self._closed: set[tuple[CollectionId, int]] = set()
         self._flags = NodeFlag(0)
         self._published = ClusterView(ClusterMap(cluster=""))
         """What fronts are told: never a map whose shards are not open yet."""
@@ -79,14 +84,19 @@ class Store:
             for healed in begun.healed:
                 self._log.warning("store.healed", text=healed)
             catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
+            self._settings = await SettingsStore.open(begun.state, now_us=now_us)
             await self._take(catalogue.view)
-            server = Server(self._handlers(catalogue), self._log)
+            snapshots = self._make_snapshots(catalogue)
+            builds = Builds(self._shards, self._log, self._rules)
+            server = Server(self._handlers(catalogue, snapshots, builds), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
             await server.start(SOCKET)
             self._publish(NodeFlag.READY)
             watching = [
                 tasks.create_task(self._guard(), name="guard"),
+                tasks.create_task(builds.keep_house(), name="builds"),
+                tasks.create_task(self._want_builder(builds), name="builder"),
                 tasks.create_task(self._sweep(catalogue), name="sweep"),
             ]
             await stop.wait()
@@ -94,18 +104,44 @@ class Store:
             for task in watching:
                 task.cancel()
             await server.close()
+            await snapshots.close()
             await catalogue.close()
             await self._close_all()
             await begun.acceptor.close()
             ticking.cancel()
         os.close(lock)
 
-    def _handlers(self, catalogue: Catalogue) -> Mapping[str, Handler]:
+    def _handlers(self, catalogue: Catalogue, snapshots: Snapshots, builds: Builds) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
             **Writes(self._find, self._guards, self._metrics).handlers(),
-            **Changes(catalogue, self._guards, lambda: DEFAULT_LIMITS).handlers(),
+            **Changes(catalogue, self._guards, self._limits).handlers(),
+            **builds.handlers(),
         }
+
+    def _make_snapshots(self, catalogue: Catalogue) -> Snapshots:
+        return Snapshots(
+            Path("."),
+            catalogue,
+            lambda id_: self._open[id_].shards,
+            now_us=now_us,
+            check_room=self._guards.admit_copy,
+            limits=self._limits,
+        )
+
+    # -- settings
+
+    def _limits(self) -> Limits:
+        return self._settings.current.limits()
+
+    def _rules(self) -> BuildRules:
+        return BuildRules(start_rows=self._settings.current.build_start_rows)
+
+    def _shard_settings(self) -> ShardSettings:
+        return ShardSettings(tail_rows_max=self._settings.current.tail_rows_max)
+
+    def _shards(self) -> list[Shard]:
+        return [shard for one in self._open.values() for shard in one.shards]
 
     async def _view(self, header: Header, body: bytes, deadline: float) -> Answer:
         return {}, to_json(self._published)
@@ -137,6 +173,7 @@ class Store:
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
         await self._open[collection].shards[shard].close()
+        self._closed.add((collection, shard))
 
     async def map_changed(self, old: ClusterView, new: ClusterView) -> None:
         await self._take(new)
@@ -159,11 +196,16 @@ class Store:
         there = self._open.get(info.id)
         if there is None:
             shards = [await self._open_shard(info, number) for number in range(shard_count)]
-            self._open[info.id] = Open(info, shards, target_of(info, DEFAULT_LIMITS))
-        elif there.info != info:
+            self._open[info.id] = Open(info, shards, target_of(info, self._limits()))
+            return
+        for number in range(shard_count):
+            if (info.id, number) in self._closed:  # its folder was replaced
+                there.shards[number] = await self._open_shard(info, number)
+                self._closed.discard((info.id, number))
+        if there.info != info:
             # Columns of a new index are complete when this returns: then the index may be answered.
             await asyncio.gather(*(shard.set_schema(shard_schema(info)) for shard in there.shards))
-            there.info, there.target = info, target_of(info, DEFAULT_LIMITS)
+            there.info, there.target = info, target_of(info, self._limits())
 
     async def _open_shard(self, info: Collection, number: int) -> Shard:
         return await Shard.open(
@@ -172,11 +214,12 @@ class Store:
             shard=number,
             schema=shard_schema(info),
             ports=self._ports,
+            settings=self._shard_settings(),
         )
 
     async def _close_all(self) -> None:
-        shards = [shard for one in self._open.values() for shard in one.shards]
-        for outcome in await asyncio.gather(*(shard.close() for shard in shards), return_exceptions=True):
+        closing = [shard.close() for shard in self._shards()]
+        for outcome in await asyncio.gather(*closing, return_exceptions=True):
             if isinstance(outcome, Exception):
                 self._log.error("shard.close_failed", exc=outcome)
 
@@ -206,14 +249,26 @@ class Store:
                 self._publish(flags)
             await asyncio.sleep(GUARD_S)
 
+    async def _want_builder(self, builds: Builds) -> None:
+        """Tell `main` whether the builder is needed; it ends by itself when it is not."""
+        while True:
+            wanted = NodeFlag.BUILD_WANTED if builds.wanted else NodeFlag(0)
+            if wanted != self._flags & NodeFlag.BUILD_WANTED:
+                self._publish(self._flags & ~NodeFlag.BUILD_WANTED | wanted)
+            await asyncio.sleep(GUARD_S)
+
     async def _sweep(self, catalogue: Catalogue) -> None:
         while True:
             try:
-                for name in await catalogue.sweep_deleted(Bounds(), is_low=lambda: self._guards.disk_low):
+                for name in await catalogue.sweep_deleted(self._kept(), is_low=lambda: self._guards.disk_low):
                     self._log.info("store.deleted_collection_removed", folder=name)
             except OSError as problem:
                 self._log.error("store.sweep_failed", text=str(problem))
             await asyncio.sleep(SWEEP_S)
+
+    def _kept(self) -> Bounds:
+        settings = self._settings.current
+        return Bounds(settings.deleted_keep_s, settings.deleted_bytes_max, settings.deleted_collections_max)
 
     def _publish(self, flags: NodeFlag) -> None:
         self._flags = flags
