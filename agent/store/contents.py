@@ -35,6 +35,7 @@ class Contents:
         self.points = PointsDb(folder / POINTS_NAME, files)
         self.ids = GrowingFile(folder / "columns" / "ids.bin", files)
         self.live = GrowingBits(folder / "columns" / "live.bin", files)
+        self._has_new_names = True
         self.vectors: dict[int, VectorFile] = {}
         self.columns: dict[int, ColumnWriter] = {}
         for v, vector in schema.vectors.items():
@@ -46,6 +47,7 @@ class Contents:
         vector = VectorFile(self.folder, v, params.dim, self.files)
         vector.reserve(self.points.meta.slot_high)
         self.vectors[v] = vector
+        self._has_new_names = True
 
     def remove_vector(self, v: int) -> None:
         """Drop its files; who has them mapped keeps them until he lets go."""
@@ -58,6 +60,7 @@ class Contents:
         column = ColumnWriter(self.folder, k, params, self.files)
         column.reserve(self.points.meta.slot_high)
         self.columns[k] = column
+        self._has_new_names = True
 
     def remove_column(self, k: int) -> None:
         self.columns.pop(k).close()
@@ -82,6 +85,10 @@ class Contents:
 
     def sync(self) -> None:
         """Make all but points.db durable."""
+        if self._has_new_names:
+            self._has_new_names = False
+            for name in ("columns", "vectors"):
+                self.files.sync_folder(self.folder / name)
         for vector in self.vectors.values():
             vector.sync()
         self.ids.sync()

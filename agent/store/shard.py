@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from agent.page import Page, ShardFlag, ShardPlaces
+from agent.page import Page, ShardFlag, ShardPlaces, ShardRecord
 from agent.store.apply import Applier
 from agent.store.checkpoint import Checkpoints
 from agent.store.checks import check_op
@@ -387,6 +387,7 @@ class Shard:
             return await self._exclusively(self._replace_segments, v, tuple(segments), mean)
 
     def _replace_segments(self, v: int, segments: tuple[Segment, ...], mean: str | None) -> Manifest:
+        self._ports.files.sync_folder(self.folder / "segments")
         # A graph over slots that points.db may lose and give to other points would answer with strangers.
         self._applier.points.sync()
         manifest = self._manifests.manifest
@@ -398,6 +399,16 @@ class Shard:
         """Give the live ones of these slots new slots (vacuum), and return how many there were."""
         self._check_open()
         return await self._exclusively(self._applier.relocate, np.asarray(slots, np.int64))
+
+    @property
+    def record(self) -> ShardRecord:
+        """What the page says of the shard."""
+        return self._publisher.record
+
+    def set_building(self, building: bool) -> None:
+        """Show whether graphs are being built, or are due."""
+        on, off = (ShardFlag.BUILDING, 0) if building else (0, ShardFlag.BUILDING)
+        self._publisher.set_flags(on=on, off=off)
 
     @property
     def applied_seq(self) -> int:

@@ -72,7 +72,9 @@ class VectorFile:
         return sources[bad]
 
     def clear(self, slots: I64) -> None:
-        """Slots below the end of the files have no such vector."""
+        """These slots, ascending, have no such vector."""
+        if len(slots):
+            self.reserve(int(slots[-1]) + 1)  # a crash can leave the files with different sizes
         for low, high in _runs(slots):
             self.crcs_file.write(int(slots[low]) * 4, bytes(4 * (high - low)))
         self.has.clear(slots)
@@ -124,7 +126,10 @@ class VectorFile:
 
     def forget_from(self, slot: int) -> None:
         """Slots from `slot` on have nothing: what a crash left there must not look like a vector."""
-        self.clear(np.arange(slot, self.crcs_file.size // 4))
+        tail = self.crcs_file.size - slot * 4
+        if tail > 0:
+            self.crcs_file.write(slot * 4, bytes(tail))
+        self.has.clear(np.arange(slot, self.has.file.size << 3))
 
     def rebuild_has(self, low: int, high: int) -> None:
         """Derive the bits of slots low..high-1 from the checksums; there are none outside."""

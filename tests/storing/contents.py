@@ -63,9 +63,9 @@ def read_points(folder: Path, record: ShardRecord) -> Points:
     finally:
         db.close()
     high = record.slot_high
-    assert stored["slot_high"] == high
-    assert stored["applied"] == record.applied
-    assert stored["count"] == record.points == len(pairs)
+    assert stored.get("slot_high", 0) == high
+    assert stored.get("applied", 0) == record.applied
+    assert stored.get("count", 0) == record.points == len(pairs)
     live = np.unpackbits(
         MappedFile(folder / "columns" / "live.bin").bits(high), count=high, bitorder="little"
     )

@@ -33,6 +33,7 @@ from core.wire import (
     Upsert,
 )
 from tests.storing.contents import SCHEMA, Model, keys, rows, upsert, vector
+from tests.storing.operations import some_op
 from tests.storing.shards import Bench, write
 
 UUID = "0f0e0d0c-0b0a-0908-0706-050403020100"
@@ -81,25 +82,6 @@ async def test_operations_do_what_a_model_of_them_does(bench: Bench) -> None:
         assert bench.points() == model.points
     async with bench.shard():
         assert bench.points() == model.points
-
-
-def some_op(rng: random.Random, n: int) -> Op:
-    ids: list[int | str] = [*rng.sample(range(12), rng.randint(1, 6))]
-    match rng.randrange(8):
-        case 0 | 1:
-            return upsert(ids, n, other=bool(n % 2))
-        case 2:
-            return Delete(keys(ids[:2]))
-        case 3:
-            return SetPayload(keys(ids), None, json.dumps({f"k{n % 3}": n}).encode())
-        case 4:
-            return OverwritePayload(keys(ids), None, json.dumps({"n": n}).encode())
-        case 5:
-            return DeletePayload(keys(ids), None, ("tag", "k1"))
-        case 6:
-            return UpdateVectors(keys(ids), (rows(2, [(n, 0.0, 1.0) if i % 2 else None for i in ids]),))
-        case _:
-            return DeleteVectors(keys(ids[:2]), None, (1,)) if n % 2 else ClearPayload(keys(ids[:1]))
 
 
 @pytest.mark.parametrize(
