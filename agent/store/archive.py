@@ -174,12 +174,12 @@ class ArchiveReader:
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size < _HEAD.size + _TRAILER.size:
             raise _bad("it is too short, or no regular file")
-        magic, version, _ = _HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))
+        magic, version, reserved = _HEAD.unpack(os.pread(self._fd, _HEAD.size, 0))
         end = info.st_size - _TRAILER.size
         at, length, digest, last = _TRAILER.unpack(os.pread(self._fd, _TRAILER.size, end))
         if magic != MAGIC or last != MAGIC:
             raise _bad("it does not begin and end like a snapshot of Shoal: it is another file, or cut short")
-        if version != FORMAT:
+        if version != FORMAT or reserved:
             raise _bad(f"it has format {version}, this version of Shoal reads {FORMAT}")
         if length > _TABLE_BYTES_MAX or at + length != end or at < _HEAD.size:
             raise _bad("its table is not where its end says")
