@@ -122,7 +122,7 @@ async def _prepare_apart(kind: str, body: bytes, target: Target) -> list[Prepare
                 process.kill()
             await process.wait()
     if process.returncode != 0:
-        raise Unavailable(f"parsing a body of {len(body)} bytes failed (status {process.returncode}); try again")
+        raise Unavailable(f"parsing {len(body)} bytes failed (status {process.returncode}); try again")
     parsed = msgspec.msgpack.decode(answer, type=_Parsed)
     if parsed.code is not None:
         raise_again(parsed.code, parsed.text)

@@ -22,7 +22,7 @@ def shard_schema(collection: Collection) -> ShardSchema:
 
 def _vector(collection: Collection, name: str) -> VectorParams:
     params, graph = collection.params.vectors[name], graph_params(collection.params, name)
-    # Nothing bounds Manhattan distances in a graph of inner products: it is searched exactly. m = 0 asks for that.
+    # Graphs know no Manhattan distance: it is searched exactly, as is what asks for m = 0.
     exact = params.distance is Distance.MANHATTAN or graph.m == 0
     return VectorParams(
         dim=params.size,

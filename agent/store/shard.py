@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from agent.page import Page, ShardFlag, ShardPlaces, ShardRecord
 from agent.store.apply import Applier
@@ -395,7 +396,7 @@ class Shard:
         self._manifests.write(vectors={**manifest.vectors, str(v): state})
         return self._manifests.manifest
 
-    async def relocate(self, slots: Sequence[int]) -> int:
+    async def relocate(self, slots: npt.ArrayLike) -> int:
         """Give the live ones of these slots new slots (vacuum), and return how many there were."""
         self._check_open()
         return await self._exclusively(self._applier.relocate, np.asarray(slots, np.int64))
