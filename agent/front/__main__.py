@@ -45,8 +45,8 @@ async def serve(spec: Spec, log: Log) -> None:
     link = Client(SOCKET)
     serving = Serving(page, link, metrics, log)
     handlers = Handlers(spec, page, link, serving, metrics)
-    app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec))
-    server = Server(app.handle, body_bytes_max=_limits(spec).body_bytes_max)
+    app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec), lambda: serving.settings)
+    server = Server(app.handle, body_bytes_max=lambda: serving.settings.body_bytes_max)
     handlers.connections = server
     certificates = Certificates(spec.config.tls) if spec.config.tls is not None else None
     listener = await loop.create_server(

@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -24,9 +24,9 @@ from core.errors import (
     TooLarge,
     Unauthorized,
 )
+from core.settings import Settings
 from net.logs import Log
 
-TIMEOUT_DEFAULT_S = 60.0
 TIMEOUT_MAX_S = 3600.0
 BODY_TIMEOUT_S = 60.0
 _REQUEST_ID = re.compile(r"[\w.:/-]{1,128}\Z")
@@ -37,13 +37,10 @@ _ENVELOPE_END = b',"status":"ok","time":%.6f}'
 
 @dataclass(frozen=True, slots=True)
 class AppLimits:
-    """Bounds of one front."""
+    """What the node's cluster.toml says of its fronts; other bounds are settings of the cluster."""
 
-    body_bytes_max: int = 32 << 20
     bodies_bytes_max: int = 256 << 20
     """Of all bodies in memory at once; the node's bound divided by its fronts."""
-    requests_max: int = 1024
-    """Under way at once; health is never refused."""
     slow_request_ms: int = 1000
     cors_origins: tuple[str, ...] = ()
     gzip: bool = False
@@ -52,14 +49,22 @@ class AppLimits:
 class App:
     """One front's request handling. `handle` never raises: each error becomes an answer."""
 
-    def __init__(self, router: Router, keys: Keys, metrics: Metrics, log: Log, limits: AppLimits) -> None:
-        self._router, self._keys, self._metrics, self._log, self._limits = router, keys, metrics, log, limits
+    def __init__(
+        self,
+        router: Router,
+        keys: Keys,
+        metrics: Metrics,
+        log: Log,
+        limits: AppLimits,
+        settings: Callable[[], Settings],
+    ) -> None:
+        self._router, self._keys, self._metrics, self._log = router, keys, metrics, log
+        self._limits, self._settings = limits, settings
         self._bodies_bytes = 0
         self.under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
-        self._statuses: dict[int, object] = {}
 
     async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -104,8 +109,8 @@ class App:
         route, parameters = self._router.find(http.method, raw_path)
         if not route.free:
             require(role, route.needs, f"{route.method} {route.pattern}")
-            if self.under_way > self._limits.requests_max:
-                raise Overloaded(f"{self._limits.requests_max} requests are under way; retry later")
+            if self.under_way > self._settings().requests_max:
+                raise Overloaded(f"{self.under_way} requests are under way; retry later")
         query = parse_query(raw_query)
         request = Request(
             method=http.method,
@@ -113,7 +118,7 @@ class App:
             parameters=parameters,
             query=query,
             body=b"",
-            deadline=asyncio.get_running_loop().time() + _timeout_s(query),
+            deadline=asyncio.get_running_loop().time() + _timeout_s(query, self._settings().timeout_s),
             id=request_id,
             key_name=key_name,
             role=role,
@@ -128,9 +133,9 @@ class App:
             return await route.handler(request)
         size = http.content_length
         if size is None:  # chunked: as much as it may become
-            size = self._limits.body_bytes_max
-        if http.content_length is not None and size > self._limits.body_bytes_max:
-            raise _too_large(self._limits.body_bytes_max)
+            size = self._settings().body_bytes_max
+        if http.content_length is not None and size > self._settings().body_bytes_max:
+            raise _too_large(self._settings().body_bytes_max)
         if "Content-Encoding" in http.headers and http.headers["Content-Encoding"] != "identity":
             raise BadRequest("header Content-Encoding: bodies must be sent uncompressed")
         if self._bodies_bytes and self._bodies_bytes + size > self._limits.bodies_bytes_max:
@@ -147,7 +152,7 @@ class App:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 return await http.read()
         except web.HTTPRequestEntityTooLarge:
-            raise _too_large(self._limits.body_bytes_max) from None
+            raise _too_large(self._settings().body_bytes_max) from None
         except TimeoutError:
             raise DeadlineExceeded(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         except (web.RequestPayloadError, PayloadEncodingError) as problem:
@@ -222,10 +227,10 @@ def _request_id(given: str | None) -> str:
     return secrets.token_hex(8)
 
 
-def _timeout_s(query: Mapping[str, str]) -> float:
+def _timeout_s(query: Mapping[str, str], default_s: float) -> float:
     text = query.get("timeout")
     if text is None:
-        return TIMEOUT_DEFAULT_S
+        return default_s
     try:
         value = float(text)
     except ValueError:

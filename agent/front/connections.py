@@ -49,7 +49,7 @@ class Connection(RequestHandler):
 class Server(web.Server):
     """web.Server whose connections are counted, bounded and swept."""
 
-    def __init__(self, handle: Handle, *, body_bytes_max: int) -> None:
+    def __init__(self, handle: Handle, *, body_bytes_max: Callable[[], int]) -> None:
         super().__init__(
             self._handle_head,
             request_factory=self._make_request,
@@ -109,5 +109,5 @@ class Server(web.Server):
             writer,
             task,
             asyncio.get_running_loop(),
-            client_max_size=self._body_bytes_max,
+            client_max_size=self._body_bytes_max(),
         )

@@ -11,6 +11,8 @@ from agent.front.points import Points
 from agent.front.routes import Route
 from agent.front.search import Search
 from agent.front.serving import Serving
+from agent.front.settings import SettingsHandlers
+from agent.front.snapshots import Snapshots
 from agent.link import Client
 from agent.metrics import Metrics
 from agent.page import Page
@@ -27,6 +29,8 @@ class Handlers:
             Cluster(serving, spec.node.id, "https" if spec.config.tls is not None else "http"),
             Collections(link, serving),
             Points(link, serving, metrics),
+            SettingsHandlers(link, serving),
+            Snapshots(page, link, serving),
             self._search,
         )
 

@@ -29,7 +29,7 @@ from core.api import old_searches
 from core.api import queries as bodies
 from core.api import reads as api_reads
 from core.api import searches as api
-from core.api.checks import DEFAULT_LIMITS, Limits
+from core.api.checks import Limits
 from core.api.decode import decode
 from core.api.strict import (
     check_batch,
@@ -265,7 +265,7 @@ class Search:
 
     @property
     def _limits(self) -> Limits:
-        return DEFAULT_LIMITS
+        return self._serving.limits
 
     def _admit(self, served: Served, request: Request, cost: int = 1) -> None:
         """Checks that all reads share. Raises BadRequest, RateLimited."""

@@ -25,11 +25,13 @@ from agent.page import NodeFlag, Page, ShardFlag, ShardRecord
 from core import cluster, cluster_answers
 from core.cluster import ClusterView, CollectionId
 from core.errors import NotFound, ShoalError, Unavailable
+from core.settings import Settings
 from net.logs import Log
 
 FOLLOW_S = 1.0
 _FETCH_TIMEOUT_S = 5.0
 _decode_view = msgspec.json.Decoder(ClusterView).decode
+_decode_settings = msgspec.json.Decoder(Settings).decode
 
 
 class Shard:
@@ -133,6 +135,9 @@ class Serving:
         self._by_name: dict[str, Served] = {}
         self._by_id: dict[CollectionId, Served] = {}
         self._fetching = asyncio.Lock()
+        self.settings = Settings()
+        self.settings_version = 0
+        self.limits = self.settings.limits()
 
     @property
     def map(self) -> cluster.ClusterMap:
@@ -152,12 +157,16 @@ class Serving:
 
     async def current(self) -> None:
         """Return with the newest map that the store has published."""
-        if self._view is None or self._page.node().epoch > self._view.epoch:
+        if self._is_old():
             await self.refresh()
+
+    def _is_old(self) -> bool:
+        node = self._page.node()
+        return self._view is None or node.epoch > self._view.epoch or node.settings > self.settings_version
 
     async def collection(self, name: str) -> Served:
         """The collection of that name or alias. Raises NotFound."""
-        if self._view is None or self._page.node().epoch > self._view.epoch:
+        if self._is_old():
             await self.refresh()
         return self.known(name)
 
@@ -193,13 +202,18 @@ class Serving:
     async def refresh(self) -> None:
         """Fetch the map if the page says that there is a newer one."""
         async with self._fetching:
-            node = self._page.node()
-            if self._view is not None and node.epoch <= self._view.epoch:
+            if not self._is_old():
                 return
+            node = self._page.node()
             if not node.flags & NodeFlag.READY:
                 raise Unavailable("the node is starting: its shards are being opened; retry")
-            _, body = await self._link.call("view.get", {}, timeout_s=_FETCH_TIMEOUT_S)
-            self._take(_decode_view(body))
+            if node.settings > self.settings_version:
+                header, body = await self._link.call("settings.get", {}, timeout_s=_FETCH_TIMEOUT_S)
+                self.settings, self.settings_version = _decode_settings(body), header["version"]
+                self.limits = self.settings.limits()
+            if self._view is None or node.epoch > self._view.epoch:
+                _, body = await self._link.call("view.get", {}, timeout_s=_FETCH_TIMEOUT_S)
+                self._take(_decode_view(body))
 
     async def follow(self) -> None:
         """Keep readers up to date also while no request comes; runs until cancelled."""

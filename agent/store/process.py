@@ -24,7 +24,9 @@ from agent.store.guards import Guards, room_of
 from agent.store.node_identity import lock_folder
 from agent.store.schemas import shard_schema
 from agent.store.settings import SettingsStore
+from agent.store.settings_calls import SettingsCalls
 from agent.store.shard import Shard, ShardPorts, ShardSettings
+from agent.store.snapshot_calls import SnapshotCalls
 from agent.store.snapshots import Snapshots
 from agent.store.writes import Open, Writes, target_of
 from core.api.checks import Limits
@@ -87,11 +89,13 @@ class Store:
             self._settings = await SettingsStore.open(begun.state, now_us=now_us)
             await self._take(catalogue.view)
             snapshots = self._make_snapshots(catalogue)
+            snapshot_calls = SnapshotCalls(snapshots, self._log)
             builds = Builds(self._shards, self._log, self._rules)
-            server = Server(self._handlers(catalogue, snapshots, builds), self._log)
+            server = Server(self._handlers(catalogue, snapshot_calls, builds), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
             await server.start(SOCKET)
+            await self._settings_changed()
             self._publish(NodeFlag.READY)
             watching = [
                 tasks.create_task(self._guard(), name="guard"),
@@ -104,6 +108,7 @@ class Store:
             for task in watching:
                 task.cancel()
             await server.close()
+            await snapshot_calls.close()
             await snapshots.close()
             await catalogue.close()
             await self._close_all()
@@ -111,12 +116,16 @@ class Store:
             ticking.cancel()
         os.close(lock)
 
-    def _handlers(self, catalogue: Catalogue, snapshots: Snapshots, builds: Builds) -> Mapping[str, Handler]:
+    def _handlers(
+        self, catalogue: Catalogue, snapshots: SnapshotCalls, builds: Builds
+    ) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
             **Writes(self._find, self._guards, self._metrics).handlers(),
             **Changes(catalogue, self._guards, self._limits).handlers(),
+            **snapshots.handlers(),
             **builds.handlers(),
+            **SettingsCalls(self._settings, self._settings_changed).handlers(),
         }
 
     def _make_snapshots(self, catalogue: Catalogue) -> Snapshots:
@@ -131,14 +140,24 @@ class Store:
 
     # -- settings
 
+    async def _settings_changed(self) -> None:
+        """Take changed settings up, here and, by the page, at the fronts."""
+        for one in self._open.values():
+            one.target = target_of(one.info, self._limits())
+            for shard in one.shards:
+                shard.settings = self._shard_settings(one.info)
+        self._page.write_node(self._page.node()._replace(settings=self._settings.version))
+
     def _limits(self) -> Limits:
         return self._settings.current.limits()
 
     def _rules(self) -> BuildRules:
         return BuildRules(start_rows=self._settings.current.build_start_rows)
 
-    def _shard_settings(self) -> ShardSettings:
-        return ShardSettings(tail_rows_max=self._settings.current.tail_rows_max)
+    def _shard_settings(self, info: Collection) -> ShardSettings:
+        # indexing_threshold 0 is how clients of this API say that they load in bulk.
+        bulk = info.params.optimizers_config.indexing_threshold == 0
+        return ShardSettings(tail_rows_max=self._settings.current.tail_rows_max, bulk=bulk)
 
     def _shards(self) -> list[Shard]:
         return [shard for one in self._open.values() for shard in one.shards]
@@ -206,6 +225,8 @@ class Store:
             # Columns of a new index are complete when this returns: then the index may be answered.
             await asyncio.gather(*(shard.set_schema(shard_schema(info)) for shard in there.shards))
             there.info, there.target = info, target_of(info, self._limits())
+            for shard in there.shards:
+                shard.settings = self._shard_settings(info)
 
     async def _open_shard(self, info: Collection, number: int) -> Shard:
         return await Shard.open(
@@ -214,7 +235,7 @@ class Store:
             shard=number,
             schema=shard_schema(info),
             ports=self._ports,
-            settings=self._shard_settings(),
+            settings=self._shard_settings(info),
         )
 
     async def _close_all(self) -> None:
