@@ -189,7 +189,12 @@ class Snapshots:
         """From a file that a front has put into uploads/, which is gone afterwards."""
         if not _UPLOAD.fullmatch(file):
             raise BadRequest(f"upload: {file[:60]!r} is not the name of one")
-        await self._job(self._recover_and_remove(scope, self._data / UPLOADS / file, checksum, who=who))
+        path = self._data / UPLOADS / file
+        try:
+            await self._job(self._recover_and_remove(scope, path, checksum, who=who))
+        except Overloaded:  # it did not begin
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+            raise
 
     async def _recover_and_remove(self, scope: Scope, path: Path, checksum: str | None, *, who: str) -> None:
         try:
