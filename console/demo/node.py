@@ -106,6 +106,7 @@ def _wait_ready(agent: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def _stop(agent: subprocess.Popen[bytes]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who presses Ctrl-C twice must not leave a node behind
     agent.terminate()
     try:
         agent.wait(_STOP_WITHIN_S)
