@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EF_DEFAULT = 48
+RECALL_HOPELESS = 0.7
+"""A graph that finds less than this, however wide it is searched, is not used: the search is exact."""
 RESCORED_MIN = 30
 EXACT_SHARE = 0.05
 """Up to this share of matching points their rows are all compared; above, a graph is cheaper."""
@@ -31,21 +33,21 @@ def rescored(limit: int) -> int:
     return max(RESCORED_MIN, limit + (limit >> 1))
 
 
-def candidates(limit: int, ef: int | None, live_share: float) -> int:
+def candidates(limit: int, ef: int, live_share: float) -> int:
     """How many a graph is asked for when every live point matches; dead ones only take up room."""
-    count = max(EF_DEFAULT if ef is None else ef, rescored(limit))
+    count = max(ef, rescored(limit))
     if live_share >= 1:
         return count
     return int(count * min(WIDEN_DEAD_MAX, 1 / max(live_share, 1e-9)))
 
 
-def filtered(limit: int, ef: int | None, *, matching: int, built: int) -> SearchPlan:
+def filtered(limit: int, ef: int, *, matching: int, built: int) -> SearchPlan:
     """`matching` of the `built` slots that the graphs hold are live and match."""
     if matching <= max(EXACT_ROWS, int(EXACT_SHARE * built)):
         return EXACT
     share = matching / built
     factor = next(factor for bound, factor in OVER_FETCH if share <= bound)
-    wanted = max(EF_DEFAULT if ef is None else ef, rescored(limit), int(factor * limit / share))
+    wanted = max(ef, rescored(limit), int(factor * limit / share))
     return widened(SearchPlan(exact=False, count=wanted), built=built, by=1)
 
 

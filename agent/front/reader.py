@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.front.bitmaps import Bitmaps
-from agent.front.exact import Rows
+from agent.exact import Rows
 from agent.front.rows import StoredRows
 from agent.front.sealed import NO_GRAPHS, Sealed, open_sealed
 from agent.front.view import Look

@@ -11,6 +11,7 @@ from agent.graphs import Graph, file_hash, open_graph
 from agent.store.manifest import VectorState
 from core.errors import Damaged
 from core.query.scoring import F32
+from core.search_plan import EF_DEFAULT, RECALL_HOPELESS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +23,8 @@ class Sealed:
     built: int = 0
     """Slots from here on are the tail, which is searched exactly."""
     count: int = 0
+    ef: int = EF_DEFAULT
+    """How wide the canary had to search."""
     mean: F32 | None = None
     """Of Euclid: what was taken off each row, and is taken off each query."""
 
@@ -31,7 +34,8 @@ NO_GRAPHS = Sealed()
 
 def open_sealed(folder: Path, state: VectorState, known: Sealed) -> Sealed:
     """Open the segments of one vector. Raises Damaged."""
-    if not state.segments:
+    recalls = [s.recall for s in state.segments if s.recall is not None]
+    if not state.segments or min(recalls, default=1.0) < RECALL_HOPELESS:
         return NO_GRAPHS
     kept = dict(zip(known.files, known.graphs, strict=True))
     graphs: list[Graph] = []
@@ -50,6 +54,7 @@ def open_sealed(folder: Path, state: VectorState, known: Sealed) -> Sealed:
         tuple(segment.file for segment in state.segments),
         state.built,
         sum(segment.count for segment in state.segments),
+        max(segment.ef or EF_DEFAULT for segment in state.segments),
         None if state.mean is None else read_mean(folder / state.mean, state.dim),
     )
 

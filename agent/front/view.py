@@ -257,7 +257,7 @@ class Look:
         """One query, no filter: what most requests are."""
         sealed, live = files.sealed, self._live_for(files)
         want = rescored(limit)
-        count = candidates(limit, ef, self.record.points / (self.high - self.base or 1))
+        count = candidates(limit, ef or sealed.ef, self.record.points / (self.high - self.base or 1))
         asked = queries if sealed.mean is None else queries - sealed.mean
         parts = [self._of_graph(graph, asked, count, live, limit)[:want] for graph in sealed.graphs]
         if self.high > sealed.built:
@@ -286,7 +286,7 @@ class Look:
         """A batch without a filter, as one search of each graph."""
         sealed, live = files.sealed, self._live_for(files)
         want = rescored(limit)
-        count = candidates(limit, ef, self.record.points / (self.high - self.base or 1))
+        count = candidates(limit, ef or sealed.ef, self.record.points / (self.high - self.base or 1))
         asked = queries if sealed.mean is None else queries - sealed.mean
         threads = self.reader.batch_threads if len(queries) >= _BATCH_MIN else 1
         parts: list[list[I64]] = [[] for _ in queries]
@@ -316,7 +316,7 @@ class Look:
         sealed = files.sealed
         built = min(sealed.built, self.high)
         matching = int(np.count_nonzero(allowed[: max(0, built - self.base)]))
-        plan = filtered(limit, ef, matching=matching, built=sealed.count)
+        plan = filtered(limit, ef or sealed.ef, matching=matching, built=sealed.count)
         if plan.exact:
             return self._exact(files, queries, limit, allowed)
         low = max(built, self.base)

@@ -14,10 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.columns.writer import open_column
 from agent.front.reader import ShardReader
 from agent.page import Page, ShardPlaces
-from agent.store.manifest import ColumnParams, ShardSchema, VectorParams
+from agent.store.manifest import ColumnParams, GraphKind, ShardSchema, VectorParams
 from agent.store.shard import Shard, ShardPorts, ShardSettings
 from core.api.config import Distance
 from core.hashing import id_key
@@ -25,12 +24,16 @@ from core.wire import Delete, Op, OverwritePayload, Rows, Upsert
 from net.logs import log_to
 
 F32 = NDArray[np.float32]
-_LOG = log_to(sys.stderr, level="error")
+LOG = log_to(sys.stderr, level="error")
 ALL_IN_MEMORY = ShardSettings(tail_rows_max=10**9)
 
 
 def schema(
-    *, dim: int = 8, distance: Distance = Distance.COSINE, graph: str = "i8", columns: dict[str, str] | None = None
+    *,
+    dim: int = 8,
+    distance: Distance = Distance.COSINE,
+    graph: GraphKind = "i8",
+    columns: dict[str, str] | None = None,
 ) -> ShardSchema:
     """One vector, number 0; columns: path → type, numbered from 1."""
     return ShardSchema(
@@ -76,7 +79,7 @@ def keys(ids: Sequence[int | str]) -> bytes:
 async def written_shard(folder: Path, wanted: ShardSchema) -> AsyncIterator[Written]:
     page = Page.make()
     with ThreadPoolExecutor(4) as executor:
-        ports = ShardPorts(page, ShardPlaces(page), executor, _LOG, open_column=open_column)
+        ports = ShardPorts(page, ShardPlaces(page), executor, LOG)
         shard = await Shard.create(
             folder, collection=1, shard=0, schema=wanted, ports=ports, settings=ALL_IN_MEMORY
         )

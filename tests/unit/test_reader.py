@@ -35,6 +35,7 @@ async def test_deleted_and_replaced_points_are_not_found(tmp_path: Path) -> None
         await shard.delete([3])
         await shard.upsert([4], -rows[4:5])
         look = shard.reader.view()
+        slots = np.empty(0, np.int64)
         for i in (3, 4):
             [(slots, _)] = look.nearest(0, rows[i : i + 1], limit=100, ef=None, exact=False, where=None)
             assert len(slots) == 99
@@ -59,6 +60,7 @@ async def test_exact_scores_are_those_of_the_metric(tmp_path: Path, distance: Di
     async with written_shard(tmp_path / "1-0", schema(dim=16, distance=distance)) as shard:
         await shard.upsert(range(300), rows)
         for exact in (True, False):
-            [(slots, scores)] = shard.reader.view().nearest(0, query, limit=20, ef=None, exact=exact, where=None)
+            look = shard.reader.view()
+            [(slots, scores)] = look.nearest(0, query, limit=20, ef=None, exact=exact, where=None)
             assert scores == pytest.approx(np.sort(s)[::-1][:20], rel=1e-5)
             assert scores.tolist() == pytest.approx(s[slots].tolist(), rel=1e-5)

@@ -1,0 +1,266 @@
+"""The builder's work as the store hands it out, what comes of it, and the freeing of dead slots."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.build_jobs import Built, Job, built_of, to_body
+from agent.link import Answer, Handler, Header
+from agent.mapped import MappedFile
+from agent.page import ShardFlag, ShardRecord
+from agent.store.manifest import Manifest, Segment, VectorState
+from core.api.config import Distance
+from core.build_plan import (
+    DEFAULT_RULES,
+    BuildKind,
+    BuildRules,
+    GraphState,
+    SegmentSize,
+    next_build,
+    slots_to_free,
+)
+from core.errors import Conflict, Damaged, NoRoom, Unavailable
+from net.logs import Log
+
+I64 = NDArray[np.int64]
+
+SAVE_S_PER_BYTE = 3.7e-9
+"""Until a save was measured on this machine."""
+LOOK_S = 0.1
+FREE_LOOK_S = 1.0
+FREE_EVERY_S = 12.0
+"""Of one shard: rows stay readable for 10 s after their death, and only then their space can go."""
+FREE_ROWS = 1024
+"""Moved in one go; writes wait that long."""
+FAILED_WAIT_S = 10.0
+
+
+class BuildShard(Protocol):
+    """What is needed of a store's shard."""
+
+    folder: Path
+    damage: str | None
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def record(self) -> ShardRecord: ...
+
+    def set_building(self, building: bool) -> None: ...
+
+    async def replace_segments(
+        self, v: int, segments: Sequence[Segment], *, mean: str | None = None
+    ) -> Manifest: ...
+
+    async def relocate(self, slots: Sequence[int]) -> int: ...
+
+    async def checkpoint(self) -> None: ...
+
+
+class _Running(msgspec.Struct, frozen=True):
+    job: Job
+    shard: BuildShard
+
+
+class Builds:
+    """Knows what should be built. `shards` gives those that are open now."""
+
+    def __init__(
+        self,
+        shards: Callable[[], Iterable[BuildShard]],
+        log: Log,
+        rules: Callable[[], BuildRules] = lambda: DEFAULT_RULES,
+    ) -> None:
+        self._shards, self._log, self._rules = shards, log, rules
+        self._numbers = itertools.count(1)
+        self._running: _Running | None = None
+        self._save_s_per_byte = SAVE_S_PER_BYTE
+        self._quiet_high: dict[Path, int] = {}
+        self._failed_until: dict[tuple[Path, int], float] = {}
+        self._freed_s: dict[Path, float] = {}
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """For the link."""
+        return {"build.next": self._next, "build.done": self._done, "build.failed": self._failed}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the builder has work, or is at it."""
+        return self._running is not None or any(True for _ in self._due())
+
+    async def keep_house(self) -> None:
+        """Flag the shards that are being built, and free the space of dead slots; runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        free_at = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.flag_shards()
+            if loop.time() >= free_at:
+                for shard in list(self._shards()):
+                    await self._free(shard)
+                free_at = loop.time() + FREE_LOOK_S
+
+    def flag_shards(self) -> None:
+        """`yellow` while something is built or due, `green` when not."""
+        due = {id(shard) for shard, _, _ in self._due()}
+        for shard in self._shards():
+            running = self._running is not None and self._running.shard is shard
+            building = running or id(shard) in due
+            if building != bool(shard.record.flags & ShardFlag.BUILDING):
+                shard.set_building(building)
+
+    # -- what is due ---------------------------------------------------------------------------------------
+
+    def _due(self) -> Iterator[tuple[BuildShard, int, BuildKind]]:
+        rules = self._rules()
+        for shard in self._shards():
+            if shard.damage is not None:
+                continue
+            high = self._published(shard)
+            for v, state in shard.manifest.vectors.items():
+                kind = self._kind(shard, int(v), state, high, rules)
+                if kind is not None:
+                    yield shard, int(v), kind
+
+    def _published(self, shard: BuildShard) -> int:
+        """Slots below this are live or dead for good; above, their bits may not be set yet."""
+        record = shard.record
+        if not record.flags & ShardFlag.PUBLISHING:
+            self._quiet_high[shard.folder] = record.slot_high
+        return self._quiet_high.get(shard.folder, record.slot_low)
+
+    def _kind(
+        self, shard: BuildShard, v: int, state: VectorState, high: int, rules: BuildRules
+    ) -> BuildKind | None:
+        if state.graph == "none" or state.distance is Distance.MANHATTAN:
+            return None
+        low = shard.record.slot_low
+        graphs = GraphState(
+            [SegmentSize(s.count, s.bytes) for s in state.segments],
+            _live(shard.folder, v, low, state.built) if state.segments else 0,
+            high - max(state.built, low),
+        )
+        return next_build(graphs, self._save_s_per_byte, rules)
+
+    def _most_urgent(self, now_s: float) -> tuple[BuildShard, int, BuildKind] | None:
+        """The longest tail first: it is what searches feel."""
+
+        def tail(due: tuple[BuildShard, int, BuildKind]) -> int:
+            shard, v, _ = due
+            return self._published(shard) - shard.manifest.vectors[str(v)].built
+
+        ready = [d for d in self._due() if self._failed_until.get((d[0].folder, d[1]), 0.0) <= now_s]
+        return max(ready, key=tail, default=None)
+
+    # -- the builder's calls -------------------------------------------------------------------------------
+
+    async def _next(self, header: Header, body: bytes, deadline: float) -> Answer:
+        # There is one builder: if it asks, what it had been given is lost.
+        self._running = None
+        due = self._most_urgent(asyncio.get_running_loop().time())
+        if due is None:
+            return {}, b""
+        shard, v, kind = due
+        state, record = shard.manifest.vectors[str(v)], shard.record
+        job = Job(
+            number=next(self._numbers),
+            kind=kind,
+            collection=record.collection,
+            shard=record.shard,
+            v=v,
+            folder=str(shard.folder),
+            low=record.slot_low,
+            high=self._published(shard),
+            dim=state.dim,
+            distance=state.distance,
+            graph=state.graph,
+            m=state.m,
+            ef_construct=state.ef_construct,
+            segments=state.segments,
+            mean=state.mean,
+        )
+        self._running = _Running(job, shard)
+        return {}, to_body(job)
+
+    async def _done(self, header: Header, body: bytes, deadline: float) -> Answer:
+        built = built_of(body)
+        running, self._running = self._running, None
+        if running is None or running.job.number != built.number:
+            raise Conflict(f"build {built.number} is not the one under way; ask for the next")
+        job, shard = running.job, running.shard
+        state = shard.manifest.vectors.get(str(job.v))
+        if shard not in list(self._shards()) or state is None or state.segments != job.segments:
+            raise Conflict(f"build {built.number}: the shard has changed meanwhile; ask for the next")
+        await shard.replace_segments(job.v, built.segments, mean=built.mean)
+        self._learn(built)
+        await asyncio.to_thread(remove_unnamed, shard.folder / "segments", shard.manifest)
+        self.flag_shards()
+        return {}, b""
+
+    async def _failed(self, header: Header, body: bytes, deadline: float) -> Answer:
+        running, self._running = self._running, None
+        if running is not None:
+            retry_s = asyncio.get_running_loop().time() + FAILED_WAIT_S
+            self._failed_until[running.shard.folder, running.job.v] = retry_s
+        return {}, b""
+
+    def _learn(self, built: Built) -> None:
+        size = built.segments[-1].bytes
+        if size > 1 << 20:
+            self._save_s_per_byte = 0.7 * self._save_s_per_byte + 0.3 * built.save_s / size
+
+    # -- space ---------------------------------------------------------------------------------------------
+
+    async def _free(self, shard: BuildShard) -> None:
+        """Move the survivors of the oldest slots up, if the shard spans too many; checkpoints free them."""
+        record = shard.record
+        count = slots_to_free(low=record.slot_low, high=record.slot_high, live=record.points)
+        now_s = asyncio.get_running_loop().time()
+        due_s = self._freed_s.get(shard.folder, -FREE_EVERY_S) + FREE_EVERY_S
+        if not count or shard.damage is not None or now_s < due_s:
+            return
+        self._freed_s[shard.folder] = now_s
+        try:
+            survivors = _live_slots(shard.folder, record.slot_low, record.slot_low + count)
+            for at in range(0, len(survivors), FREE_ROWS):
+                await shard.relocate(survivors[at : at + FREE_ROWS].tolist())
+            await shard.checkpoint()
+        except (Damaged, NoRoom, Unavailable, OSError) as problem:
+            self._log.warning("store.slots_not_freed", folder=str(shard.folder), text=str(problem))
+
+
+def remove_unnamed(folder: Path, manifest: Manifest) -> None:
+    """Unlink what no vector of the manifest names. Searches that have a file mapped keep it."""
+    named = {segment.file for state in manifest.vectors.values() for segment in state.segments}
+    named |= {state.mean for state in manifest.vectors.values() if state.mean is not None}
+    for path in folder.iterdir():
+        if path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def _live(folder: Path, v: int, low: int, high: int) -> int:
+    """How many slots of a range are live and have the vector."""
+    if high <= low:
+        return 0
+    live = MappedFile(folder / "columns" / "live.bin").bits(high)[low >> 3 :]
+    has = MappedFile(folder / "columns" / f"has.{v}.bin").bits(high)[low >> 3 :]
+    both = live & has
+    # Slots beyond the range share its last byte, slots below it its first.
+    both[-1] &= 0xFF >> (-high & 7)
+    both[0] &= 0xFF << (low & 7) & 0xFF
+    return int(np.bitwise_count(both).sum(dtype=np.int64))
+
+
+def _live_slots(folder: Path, low: int, high: int) -> I64:
+    live = MappedFile(folder / "columns" / "live.bin").bits(high)[low >> 3 :]
+    bits = np.unpackbits(live, bitorder="little")[low & 7 :][: high - low]
+    return np.flatnonzero(bits) + low

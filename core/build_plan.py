@@ -1,0 +1,75 @@
+"""What should be built next over one vector of a shard. Pure decisions over counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+BuildKind = Literal["base", "fold", "delta", "merge", "vacuum"]
+"""base: the first graph, from rows. fold: the tail into the base. delta: the tail into a small graph
+beside it. merge: all above the base into it. vacuum: a base from the live rows alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRules:
+    """When a build is due."""
+
+    start_rows: int = 4_000
+    """A tail of so many slots is folded; a shorter one counts as indexed, as searching it costs little."""
+    dead_share: float = 0.25
+    dead_rows_min: int = 1_000
+    """So many rows of the graphs must be dead before they are made anew."""
+    save_s_max: float = 0.5
+    """A base that takes longer to write gets a delta beside it."""
+    merge_share: float = 0.2
+    """The delta goes into the base when it is this part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSize:
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GraphState:
+    """What there is: segments (base first), how many of their rows live, and the slots above them."""
+
+    segments: Sequence[SegmentSize]
+    live: int
+    tail: int
+
+
+DEFAULT_RULES = BuildRules()
+
+
+def next_build(
+    state: GraphState, save_s_per_byte: float, rules: BuildRules = DEFAULT_RULES
+) -> BuildKind | None:
+    """None: the graphs are as they should be."""
+    if not state.segments:
+        return "base" if state.tail >= rules.start_rows else None
+    base, *deltas = state.segments
+    count = sum(segment.count for segment in state.segments)
+    if count - state.live >= max(rules.dead_rows_min, rules.dead_share * count):
+        return "vacuum"
+    if state.tail < rules.start_rows:
+        return None
+    if base.bytes * save_s_per_byte <= rules.save_s_max:
+        return "merge" if deltas else "fold"
+    above = sum(delta.count for delta in deltas) + state.tail
+    return "merge" if above > rules.merge_share * base.count else "delta"
+
+
+SPAN_SLACK = 8_192
+SPAN_MAX = 2.0
+"""Slots that a shard may span for each that lives; then the oldest survivors move up, and space is freed."""
+SPAN_AIM = 1.5
+
+
+def slots_to_free(*, low: int, high: int, live: int) -> int:
+    """How many of the lowest slots should be emptied, so that their space can be given back."""
+    if high - low <= SPAN_MAX * live + SPAN_SLACK:
+        return 0
+    return int(high - low - SPAN_AIM * live)
