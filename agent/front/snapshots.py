@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.front.access import Role
 from agent.front.routes import Reply, Request, Route, flag
@@ -200,8 +201,11 @@ async def _send(request: Request, fd: int, name: str) -> web.StreamResponse:
 async def _first_file(http: web.BaseRequest) -> aiohttp.BodyPartReader:
     if not http.content_type.startswith("multipart/"):
         raise BadRequest("header Content-Type: expected multipart/form-data with a field `snapshot`")
-    async with asyncio.timeout(STALLED_S):
-        part = await (await http.multipart()).next()
+    try:
+        async with asyncio.timeout(STALLED_S):
+            part = await (await http.multipart()).next()
+    except (ValueError, HttpProcessingError) as problem:  # no boundary, a broken header
+        raise BadRequest(f"the multipart body is broken: {str(problem)[:200]}") from None
     if not isinstance(part, aiohttp.BodyPartReader):
         raise BadRequest("the upload has no field `snapshot` with the file")
     return part

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from agent.link import Answer, Handler, Header
 from agent.store.catalogue import Catalogue
@@ -13,14 +12,12 @@ from core.api.collections import (
     ChangeAliases,
     CreateCollection,
     UpdateCollection,
-    VectorBody,
     parse_aliases,
     parse_create,
     parse_update,
-    vector_params,
 )
 from core.api.decode import decode
-from core.api.indexes import CreateIndex, parse_index
+from core.api.indexes import CreateIndex, CreateVector, parse_index, parse_vector
 from core.cluster import ClusterView, named
 from core.cluster_changes import check_new_name
 
@@ -39,12 +36,12 @@ class Changes:
             "collection.update": self.update,
             "collection.delete": self.delete,
             "aliases.change": self.aliases,
-            "vector.put": self.put_vector,
-            "vector.delete": self.delete_vector,
         }
         return {kind: self._handler(change) for kind, change in found.items()} | {
             "index.put": self.put_index,
             "index.delete": self.delete_index,
+            "vector.put": self.put_vector,
+            "vector.delete": self.delete_vector,
         }
 
     def _handler(self, change: Change) -> Handler:
@@ -78,15 +75,17 @@ class Changes:
         await self._catalogue.set_aliases(parse_aliases(decode(ChangeAliases, body), self._limits()), who=who)
         return True
 
-    async def put_vector(self, path: list[str], body: bytes, who: str) -> bool:
-        named(self._view.map, path[0])
-        params = vector_params(_vector_body(body), f"vectors.{path[1]}", self._limits())
-        await self._catalogue.put_vector(path[0], path[1], params, who=who)
-        return True
+    async def put_vector(self, header: Header, body: bytes, deadline: float) -> Answer:
+        name, vector = header["path"]
+        named(self._view.map, name)
+        params = parse_vector(vector, decode(CreateVector, body), self._limits())
+        await self._catalogue.put_vector(name, vector, params, who=header["who"])
+        return {}, self._operation(header)
 
-    async def delete_vector(self, path: list[str], body: bytes, who: str) -> bool:
-        await self._catalogue.delete_vector(path[0], path[1], who=who)
-        return True
+    async def delete_vector(self, header: Header, body: bytes, deadline: float) -> Answer:
+        name, vector = header["path"]
+        await self._catalogue.delete_vector(name, vector, who=header["who"])
+        return {}, self._operation(header)
 
     async def put_index(self, header: Header, body: bytes, deadline: float) -> Answer:
         name = header["path"][0]
@@ -101,12 +100,6 @@ class Changes:
         return {}, self._operation(header)
 
     def _operation(self, header: Header) -> bytes:
-        """Indexes are answered like writes of points; the map's epoch stands for the operation's number."""
+        """Answered like writes of points; the map's epoch stands for the operation's number."""
         status = b"completed" if header["query"].get("wait") in ("true", "1") else b"acknowledged"
         return b'{"operation_id":%d,"status":"%s"}' % (self._catalogue.epoch, status)
-
-
-def _vector_body(body: bytes) -> VectorBody:
-    request: Any = decode(VectorBody, body)
-    assert isinstance(request, VectorBody)
-    return request
