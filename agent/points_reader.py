@@ -14,7 +14,8 @@ from core.errors import Damaged
 CACHE_KB = 16 << 10
 _BATCHES = (16, 64, 256)
 """Values bound in one statement; few sizes, so that SQLite keeps the compiled statements."""
-_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+"""The last: our statements are right, so what SQLite does not understand is in the file."""
 _ROW_HEAD = struct.Struct("<3Q")
 
 ROW_COLUMNS = "slot, id, seq, born, payload, crc"
@@ -43,7 +44,11 @@ def row_crc(slot: int, key: bytes, seq: int, born: int, payload: bytes) -> int:
 
 def checked(row: Row) -> Row:
     """The row itself. Raises Damaged if it is not what was written."""
-    if row.crc != row_crc(row.slot, row.id, row.seq, row.born, row.payload):
+    try:
+        whole = row.crc == row_crc(row.slot, row.id, row.seq, row.born, row.payload)
+    except (TypeError, struct.error):  # a damaged record can have values of other types
+        whole = False
+    if not whole:
         raise Damaged(f"points.db: the row of slot {row.slot} does not match its checksum")
     return row
 
@@ -97,7 +102,7 @@ def count(db: sqlite3.Connection) -> int:
 
 
 def meta(db: sqlite3.Connection) -> dict[str, int]:
-    """applied, slot_high, count, digest (as a signed number)."""
+    """applied, slot_high, count, digest (as a signed number), and a crc of these."""
     return dict(fetch(db, "SELECT key, value FROM meta", ()))
 
 

@@ -264,7 +264,8 @@ class Applier:
             payloads.append(payload)
             rows.append(NewRow(row.slot, row.id, seq, row.born, encode_payload(payload) if payload else b""))
         self.points.edit(rows)
-        if self.contents.columns and rows:
+        if rows:
+            # Without columns, too: fronts keep what they found in payloads for as long as nothing is edited.
             self.publisher.begin_edit()
             slots = np.array([row.slot for row in rows])
             for column in self.contents.columns.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 _FALLOC_KEEP_SIZE = 1
@@ -60,11 +61,13 @@ class Files:
         finally:
             os.close(fd)
 
-    def committed(self, path: Path) -> None:
-        """SQLite has just committed to the database at `path`; a place to crash, nothing else."""
+    def commit(self, path: Path) -> AbstractContextManager[None]:
+        """Around each commit of SQLite to the database at `path`: nothing here, a place to crash in tests."""
+        return nullcontext()
 
-    def checkpointed(self, path: Path) -> None:
-        """SQLite has just fsynced its WAL, moved it into the database at `path`, and fsynced that."""
+    def checkpoint(self, path: Path) -> AbstractContextManager[None]:
+        """Likewise where SQLite fsyncs its WAL, moves it into the database at `path`, and fsyncs that."""
+        return nullcontext()
 
     def replace(self, path: Path, data: bytes) -> None:
         """Put `data` at `path` so that after any crash the file is the old one or the new one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from dataclasses import fields
 
 import msgspec
 import numpy as np
@@ -12,13 +11,12 @@ from agent.points_reader import Row
 from agent.store.manifest import ShardSchema
 from agent.store.vectors import VectorFile
 from core.api.filters import FilterBody, parse_filter
+from core.api.indexes import text_options
 from core.errors import BadRequest
 from core.filters import Filter, TextIndexes, compile_filter
 from core.payload import decode_payload, parse_path
-from core.tokens import TextOptions
 
 PointTest = Callable[[Row], bool]
-_TEXT_OPTIONS = tuple(field.name for field in fields(TextOptions))
 _decoder = msgspec.json.Decoder(FilterBody)
 
 
@@ -38,14 +36,10 @@ class _VectorsOf(Container[str]):
 def text_indexes(schema: ShardSchema) -> TextIndexes:
     """On which paths `text` conditions compare tokens, and how they are cut."""
     return {
-        parse_path(column.path): msgspec.convert(_known(column.params), TextOptions)
+        parse_path(column.path): text_options(column.params)
         for column in schema.columns.values()
         if column.type == "text"
     }
-
-
-def _known(params: Mapping[str, object]) -> dict[str, object]:
-    return {name: params[name] for name in _TEXT_OPTIONS if params.get(name) is not None}
 
 
 def parse_where(where: bytes) -> Filter | None:

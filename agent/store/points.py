@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,11 @@ CREATE TABLE IF NOT EXISTS rows (
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS recent (
     seq INTEGER PRIMARY KEY, request_id BLOB NOT NULL, number INTEGER NOT NULL, body_hash BLOB NOT NULL,
-    time_us INTEGER NOT NULL, outcome BLOB NOT NULL);
+    time_us INTEGER NOT NULL, outcome BLOB NOT NULL, crc INTEGER NOT NULL);
 """
 _INSERT_ROW = "INSERT OR REPLACE INTO rows (slot, id, seq, born, payload, crc) VALUES (?, ?, ?, ?, ?, ?)"
 _INSERT_ID = "INSERT OR REPLACE INTO ids (id, slot) VALUES (?, ?)"
-_INSERT_RECENT = "INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_RECENT = "INSERT OR REPLACE INTO recent VALUES (?, ?, ?, ?, ?, ?, ?)"
 _outcome_encoder = msgspec.msgpack.Encoder()
 _outcome_decoder = msgspec.msgpack.Decoder(Outcome)
 
@@ -72,11 +74,9 @@ class PointsDb:
         try:
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._prepare()
-            stored = meta(self.db)
+            self.meta = self._read_meta()
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
-        digest = stored.pop("digest", 0) & _MASK
-        self.meta = PointsMeta(**stored, digest=digest)
         self._before = self._copy_of_meta()
         self._wal_fd = -1
 
@@ -89,6 +89,20 @@ class PointsDb:
         self.db.execute("PRAGMA temp_store = MEMORY")
         self.db.execute("PRAGMA trusted_schema = OFF")
         self.db.executescript(SCHEMA)
+
+    def _read_meta(self) -> PointsMeta:
+        stored = meta(self.db)
+        if not stored:
+            return PointsMeta()
+        try:
+            crc = stored.pop("crc")
+            found = PointsMeta(**{**stored, "digest": stored["digest"] & _MASK})
+            whole = crc == _meta_crc(found)
+        except (KeyError, TypeError, struct.error):
+            whole, found = False, PointsMeta()
+        if not whole:
+            raise Damaged(f"{self.path}: meta does not match its checksum")
+        return found
 
     # -- transactions -----------------------------------------------------------------------------------
 
@@ -104,10 +118,11 @@ class PointsDb:
             ("slot_high", self.meta.slot_high),
             ("count", self.meta.count),
             ("digest", _signed(self.meta.digest)),
+            ("crc", _meta_crc(self.meta)),
         ]
         self.db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values)
-        self.db.execute("COMMIT")
-        self._files.committed(self.path)
+        with self._files.commit(self.path):
+            self.db.execute("COMMIT")
 
     def rollback(self) -> None:
         if self.db.in_transaction:
@@ -187,17 +202,21 @@ class PointsDb:
             (r.seq, r.request_id, r.number, r.body_hash, r.time_us, _outcome_encoder.encode(r.outcome))
             for r in answered
         ]
-        self.db.executemany(_INSERT_RECENT, rows)
+        self.db.executemany(_INSERT_RECENT, [(*row, _recent_crc(row)) for row in rows])
 
     def forget_requests(self, below_seq: int) -> None:
         self.db.execute("DELETE FROM recent WHERE seq < ?", (below_seq,))
 
     def remembered(self) -> list[Remembered]:
-        sql = "SELECT request_id, number, body_hash, seq, time_us, outcome FROM recent ORDER BY seq"
+        sql = "SELECT seq, request_id, number, body_hash, time_us, outcome, crc FROM recent ORDER BY seq"
+        rows = fetch(self.db, sql)
+        for row in rows:
+            if row[-1] != _recent_crc(row[:-1]):
+                raise Damaged(f"{self.path}: the remembered request of entry {row[0]} is damaged")
         try:
             return [
                 Remembered(request_id, number, body_hash, seq, time_us, _outcome_decoder.decode(outcome))
-                for request_id, number, body_hash, seq, time_us, outcome in fetch(self.db, sql)
+                for seq, request_id, number, body_hash, time_us, outcome, _ in rows
             ]
         except msgspec.DecodeError as error:
             raise Damaged(f"{self.path}: a remembered request is unreadable ({error})") from None
@@ -214,34 +233,43 @@ class PointsDb:
 
     def checkpoint(self, *, restart: bool) -> bool:
         """Move the WAL into the database. True if all of it went, and (restart) it can begin anew."""
+        mode = "RESTART" if restart else "PASSIVE"
         try:
-            mode = "RESTART" if restart else "PASSIVE"
-            busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            with self._files.checkpoint(self.path):
+                busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
-        self._files.checkpointed(self.path)
         return not busy and frames == moved
 
     def checkpoint_beside(self) -> None:
         """Move what is committed so far, on a connection of its own, while the writer goes on."""
         beside = sqlite3.connect(self.path, isolation_level=None)
         try:
-            beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self._files.checkpoint(self.path):
+                beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
         finally:
             beside.close()
-        self._files.checkpointed(self.path)
 
     def check(self) -> None:
-        """Compare count and digest with what is there. Raises Damaged."""
+        """Compare count and digest with what is there, and find each point's row as a search does.
+
+        Raises Damaged. SQLite has no checksums of pages: a damaged one can lose rows without a word.
+        """
         ids = fetch(self.db, "SELECT id, slot FROM ids")
-        found = _digest([key for key, _ in ids], [slot for _, slot in ids])
+        try:
+            found = _digest([key for key, _ in ids], [slot for _, slot in ids])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise Damaged(f"{self.path}: an id or a slot is none ({error})") from None
         if len(ids) != self.meta.count or found != self.meta.digest:
             raise Damaged(f"{self.path}: holds {len(ids)} points (digest {found:x}), should be {self.meta}")
-        lost = np.setdiff1d(self.live_slots(), self.row_slots(), assume_unique=True)
-        if len(lost):
-            raise Damaged(f"{self.path}: {len(lost)} points have no row, the first at slot {lost[0]}")
+        sql = (
+            "SELECT count(*) FROM (SELECT slot FROM ids ORDER BY slot) i CROSS JOIN rows r ON r.slot = i.slot"
+        )
+        with_row = fetch(self.db, sql)[0][0]
+        if with_row != len(ids):
+            raise Damaged(f"{self.path}: {len(ids) - with_row} of {len(ids)} points have no row")
 
     def first_slot_but(self, purged: set[int]) -> int:
         """The lowest slot that has a row and is not to be purged; slot_high if there is none."""
@@ -261,6 +289,14 @@ class PointsDb:
 
 
 _MASK = (1 << 64) - 1
+
+
+def _meta_crc(m: PointsMeta) -> int:
+    return zlib.crc32(struct.pack("<4Q", m.applied, m.slot_high, m.count, m.digest))
+
+
+def _recent_crc(row: Sequence[Any]) -> int:
+    return zlib.crc32(repr(tuple(row)).encode())
 
 
 def _signed(value: int) -> int:

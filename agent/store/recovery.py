@@ -235,7 +235,7 @@ class Recovery:
         self._check_rows(found, contents, manifest.slot_low)
         manifest = self._checked_manifest(manifest, contents)
         applier = Applier(contents, self._publisher, self._schema)
-        applier.dead = _dead_slots(contents)
+        applier.dead = [] if manifest.clean else _dead_slots(contents)  # a clean end purges them all
         replica = _replica(identity, found, meta.applied, contents.points.remembered())
         recovered = Recovered(contents, applier, replica, writer, manifest, ready, self.notes, redone)
         recovered.replayed = _replay(recovered, found)
@@ -279,7 +279,7 @@ class Recovery:
         known = files.get(IDS)
         if known is not None:
             contents.ids.reserve(known.bytes)
-            first = -(-manifest.slot_low * KEY_BYTES // BLOCK_BYTES)
+            first = manifest.slot_low * KEY_BYTES // BLOCK_BYTES  # what is below may be a hole
             for block in damaged_blocks(contents.ids.bytes().data, known, first=first):
                 self.notes.append(f"{contents.ids.path}: block {block} is damaged, made anew from points.db")
                 begin, end = block * BLOCK_BYTES // KEY_BYTES, (block + 1) * BLOCK_BYTES // KEY_BYTES + 1
@@ -288,7 +288,7 @@ class Recovery:
         for vector in contents.vectors.values():
             known = files.get(crcs_name(vector.v))
             if known is not None:
-                self._check_crcs(vector, known, -(-manifest.slot_low * 4 // BLOCK_BYTES))
+                self._check_crcs(vector, known, manifest.slot_low * 4 // BLOCK_BYTES)
         return msgspec.structs.replace(manifest, files=files)
 
     def _check_crcs(self, vector: VectorFile, known: FileBlocks, first: int) -> None:

@@ -195,9 +195,9 @@ async def verify(
 ) -> Points:
     """Open after a crash: each client's points are as after some of its operations, all acknowledged ones."""
     bench = Bench(place.shard, schema=INDEXED if schema_name == "schema" else SCHEMA)
-    if not (place.shard / NAME).exists():
-        assert place.acknowledged() == 0, "acknowledged, but the shard was not made"
-    async with bench.shard(checkpoint=False) as shard:
+    made = (place.shard / NAME).exists()
+    assert made or place.acknowledged() == 0, "acknowledged, but the shard was not made"
+    async with bench.shard(checkpoint=False, create=not made) as shard:
         assert shard.damage is None, shard.damage
         found = bench.points()
         for client, base in bases.items():
@@ -238,7 +238,7 @@ def _check_prefix(found: Points, base: Points, ops: list[Op], acknowledged: int,
 # -- processes ---------------------------------------------------------------------------------------------
 
 
-def in_fork(work: Callable[[], None], errors: Path) -> int:
+def in_fork(work: Callable[[], object], errors: Path) -> int:
     """The status of a process that does the work."""
     pid = os.fork()
     if pid == 0:
@@ -284,7 +284,10 @@ def each_point(folder: Path, name: str, kind: str, seeds: int) -> dict[str, obje
                 return {"points": point, "failures": [*failures, f"call {point}: {errors.read_text()}"]}
             if kind == "cut":
                 cut_power(place.shard, place.report, seed)
-            check = lambda place=place: asyncio.run(verify(place, name, {0: base}, {0: ops_of(1, 0, 8)}))  # noqa: E731
+
+            def check(place: Place = place) -> None:
+                asyncio.run(verify(place, name, {0: base}, {0: ops_of(1, 0, 8)}))
+
             if in_fork(check, errors) != FINISHED:
                 failures.append(f"call {point}, seed {seed}: {errors.read_text()}")
                 shutil.copytree(place.folder, folder / f"failed-{point}-{seed}", dirs_exist_ok=True)
@@ -328,7 +331,8 @@ def at_random(folder: Path, seed: int, rounds: int) -> dict[str, object]:
 
 
 async def _side_by_side(bench: Bench, acks: Acks, ops: dict[int, list[Op]], rng: random.Random) -> None:
-    async with bench.shard(checkpoint=rng.random() < 0.5) as shard:
+    made = (bench.folder / NAME).exists()
+    async with bench.shard(checkpoint=rng.random() < 0.5, create=not made) as shard:
         assert shard.damage is None, shard.damage
 
         async def other_work() -> None:

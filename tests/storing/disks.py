@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +26,7 @@ class Crash:
         self.at = at
         self.kinds = kinds
         self.count = 0
+        self.last_words: Callable[[], object] = lambda: None
         self.lock = threading.RLock()
         """Who holds it goes on. At the crash it is never released: no other thread gets further."""
 
@@ -33,9 +36,6 @@ class Crash:
             if self.count == self.at:
                 self.last_words()
                 os._exit(CRASHED)
-
-    def last_words(self) -> None:
-        """What is done before the end."""
 
 
 class CrashingFiles(Files):
@@ -74,13 +74,17 @@ class CrashingFiles(Files):
             self.crash.point("write")
             super().punch(fd, offset, size)
 
-    def committed(self, path: Path) -> None:
+    @contextmanager
+    def commit(self, path: Path) -> Iterator[None]:
         with self.crash.lock:
             self.crash.point("commit")
+            yield
 
-    def checkpointed(self, path: Path) -> None:
+    @contextmanager
+    def checkpoint(self, path: Path) -> Iterator[None]:
         with self.crash.lock:
             self.crash.point("commit")
+            yield
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class PowerCutFiles(CrashingFiles):
         self._links = 0
         for path in root.rglob("*"):
             self._settle(path)
-        crash.last_words = lambda: report.write_bytes(pickle.dumps(self.platters))  # type: ignore[method-assign]
+        crash.last_words = lambda: report.write_bytes(pickle.dumps(self.platters))
 
     def open(self, path: Path) -> int:
         with self.crash.lock:
@@ -152,9 +156,10 @@ class PowerCutFiles(CrashingFiles):
             super().sync_folder(path)
             self.platters.names = [change for change in self.platters.names if change.path.parent != path]
 
-    def checkpointed(self, path: Path) -> None:
-        with self.crash.lock:
-            super().checkpointed(path)
+    @contextmanager
+    def checkpoint(self, path: Path) -> Iterator[None]:
+        with super().checkpoint(path):  # holds the lock: no commit comes in between
+            yield
             self._settle(path)
             self._settle(path.with_name(path.name + "-wal"))
 

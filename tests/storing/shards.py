@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.page import Page, ShardPlaces, ShardRecord
 from agent.store.files import Files
-from agent.store.manifest import NAME, ShardSchema
+from agent.store.manifest import ShardSchema
 from agent.store.shard import Shard, ShardPorts, ShardSettings
 from core.wire import Op, Outcome
 from net.logs import log_to
@@ -36,13 +36,11 @@ class Bench:
         )
 
     @asynccontextmanager
-    async def shard(self, *, checkpoint: bool = True) -> AsyncIterator[Shard]:
+    async def shard(self, *, checkpoint: bool = True, create: bool | None = None) -> AsyncIterator[Shard]:
         """The shard, made if it is not there; closed afterwards, without a checkpoint if so wanted."""
-        begin = (
-            Shard.open
-            if (self.folder / NAME).exists() or (self.folder / "points.db").exists()
-            else Shard.create
-        )
+        if create is None:
+            create = not (self.folder / "log").exists()
+        begin = Shard.create if create else Shard.open
         shard = await begin(
             self.folder, collection=7, shard=0, schema=self.schema, ports=self.ports, settings=self.settings
         )
