@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 
 Reader = Callable[[object], object]
 """Raises ValueError with what was expected."""
@@ -139,9 +140,9 @@ def watermark(value: object) -> Watermark:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
         return Watermark(amount_bytes=value)
     if isinstance(value, str) and (found := _AMOUNT.fullmatch(value.strip())):
-        number, unit = float(found[1]), found[2].upper().rstrip("IB")
+        number, unit = Decimal(found[1]), found[2].upper().rstrip("IB")  # floats lose bytes above 2^53
         if unit == "%" and number < 100:
-            return Watermark(percent=number)
+            return Watermark(percent=float(number))
         if unit != "%" and (amount := number * 1024 ** _UNIT_POWER[unit]) < 1 << 62:
             return Watermark(amount_bytes=int(amount))
     raise ValueError('a number of bytes, an amount such as "512MB" or "2GB", or a share under "100%"')

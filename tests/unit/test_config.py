@@ -268,6 +268,7 @@ def test_the_store_makes_way_only_where_it_has_no_peers() -> None:
         ('"1.5 GiB"', Watermark(amount_bytes=3 << 29)),
         ('"10kB"', Watermark(amount_bytes=10240)),
         ('"7B"', Watermark(amount_bytes=7)),
+        ('"9007199254740993B"', Watermark(amount_bytes=9007199254740993)),
         ('"2.5%"', Watermark(percent=2.5)),
     ],
 )
