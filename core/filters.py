@@ -24,6 +24,18 @@ class MatchValue:
     path: Path
     value: Scalar
 
+    def __eq__(self, other: object) -> bool:
+        # Python calls 1 and True equal; a filter kept for one must not answer for the other.
+        return (
+            isinstance(other, MatchValue)
+            and self.path == other.path
+            and type(self.value) is type(other.value)
+            and self.value == other.value
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.value))
+
 
 @dataclass(frozen=True, slots=True)
 class MatchAny:

@@ -1,4 +1,4 @@
-"""What a column can say of a value under a condition: it holds, it might, or that is not the column's to say."""
+"""What a column says of a value under a condition: it holds, it might, or that is not the column's to say."""
 
 from __future__ import annotations
 
@@ -170,9 +170,9 @@ def _float(condition: FieldCondition) -> Verdict:
                 return ONLY_FOREIGN
             return _perhaps_equal([value])
         case MatchAny(_, values):
-            return _perhaps_equal(_ints(values))
+            return _perhaps_equal(list(values))
         case MatchExcept(_, values):
-            return Verdict(_not(_near(_ints(values))), _every, foreign=True)
+            return Verdict(_not(_near(list(values))), _every, foreign=True)
         case NumberRange(_, lt, lte, gt, gte):
             bounds = [b for b in (lt, lte, gt, gte) if b is not None]
             if any(abs(b) > EXACT_MAX and float(b) != b for b in bounds):
@@ -182,12 +182,17 @@ def _float(condition: FieldCondition) -> Verdict:
             return ONLY_FOREIGN
 
 
-def _perhaps_equal(values: list[int]) -> Verdict:
-    return Verdict(_none, _near(values), foreign=any(abs(v) > EXACT_MAX for v in values))
+def _perhaps_equal(values: Sequence[Any]) -> Verdict:
+    return Verdict(_none, _near(values), foreign=len(_exact(values)) < len(values))
 
 
-def _near(values: list[int]) -> Test:
-    return _one_of([float(v) for v in values if abs(v) <= EXACT_MAX], np.float64)
+def _near(values: Sequence[Any]) -> Test:
+    return _one_of(_exact(values), np.float64)
+
+
+def _exact(values: Sequence[Any]) -> list[float]:
+    """Those that a float column holds."""
+    return [float(v) for v in values if type(v) is int and abs(v) <= EXACT_MAX]
 
 
 def _within(lt: float | None, lte: float | None, gt: float | None, gte: float | None) -> Test:

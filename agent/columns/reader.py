@@ -54,12 +54,9 @@ class ColumnReader:
         self._items = MappedFile(file_of(folder, k, "items"))
         self._words = _Words(file_of(folder, k, "words"))
 
-    def count(self, low: int, high: int) -> int:
-        """How many slots of the range have a value."""
-        return int(np.count_nonzero(self.filled(low, high)))
-
     def filled(self, low: int, high: int) -> Bits:
-        filled: Bits = (self._flags_of(low, high) & (Flag.ONE | Flag.MANY | Flag.FOREIGN)) != 0
+        """Which slots of the range have a value that the column holds."""
+        filled: Bits = (self._flags_of(low, high) & (Flag.ONE | Flag.MANY)) != 0
         return filled
 
     def mask(self, condition: FieldCondition, low: int, high: int) -> YesMaybe:

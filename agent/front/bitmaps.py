@@ -74,9 +74,12 @@ class Bitmaps:
         self._columns = {parse_path(states[str(k)].path): column for k, column in kept.items()}
         self._forget()
 
-    def values_in(self, number: int, high: int) -> int:
+    def points_in(self, number: int, look: Look) -> int:
+        """How many live points have a value that the column holds."""
         column = self._by_number.get(number)
-        return 0 if column is None else column.count(0, high)
+        if column is None:
+            return 0
+        return int(np.count_nonzero(column.filled(look.base, look.high) & look.live()))
 
     def _forget(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A shard as searches see it: mapped files, mapped again as they grow, and graphs opened as they are sealed."""
+"""A shard as searches see it: files mapped again as they grow, graphs opened as they are sealed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.front.bitmaps import Bitmaps
 from agent.exact import Rows
+from agent.front.bitmaps import Bitmaps
 from agent.front.rows import StoredRows
 from agent.front.sealed import NO_GRAPHS, Sealed, open_sealed
 from agent.front.view import Look
@@ -106,8 +106,12 @@ class ShardReader:
         return 1 + sum(len(files.sealed.graphs) for files in self.vectors.values())
 
     def index_points(self, number: int) -> int:
-        """How many slots have a value in the payload index."""
-        return self.bitmaps.values_in(number, self.record().slot_high)
+        """How many points have a value in the payload index; 0 while the shard is not open."""
+        try:
+            with self.view() as look:
+                return self.bitmaps.points_in(number, look)
+        except Unavailable:
+            return 0
 
     # -- looks ----------------------------------------------------------------------------------------------
 

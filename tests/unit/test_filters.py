@@ -11,7 +11,7 @@ from core.api.checks import Limits
 from core.api.decode import decode
 from core.api.filters import FilterBody, parse_filter
 from core.errors import BadRequest, Unprocessable
-from core.filters import Filter, compile_filter, matches
+from core.filters import Filter, MatchValue, compile_filter, matches
 from core.hashing import id_key
 from core.payload import parse_path
 from core.tokens import TextOptions
@@ -384,3 +384,10 @@ def test_depth_and_size_of_a_filter_are_bounded() -> None:
     wide = {"should": [on("a", match={"value": i})["must"] for i in range(11)]}
     with pytest.raises(BadRequest, match="more than 10 conditions"):
         parse(wide, Limits(filter_conditions_max=10))
+
+
+@pytest.mark.parametrize("other", [True, "1", 2])
+def test_conditions_are_equal_only_if_they_match_the_same(other: str | int | bool) -> None:
+    path = parse_path("a")
+    assert MatchValue(path, 1) != MatchValue(path, other)
+    assert len({MatchValue(path, 1), MatchValue(path, other), MatchValue(path, 1)}) == 2
