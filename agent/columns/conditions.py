@@ -1,4 +1,4 @@
-"""What a column says of a value under a condition: it holds, it might, or that is not the column's to say."""
+"""What a column can say of a value under a condition: it holds, it might, or that is not its to say."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ from agent.store.manifest import ColumnParams, GraphKind, ShardSchema, VectorPar
 from agent.store.shard import Shard, ShardPorts, ShardSettings
 from core.api.config import Distance
 from core.hashing import id_key
+from core.payload import parse_path
+from core.tokens import DEFAULT_TEXT
 from core.wire import Delete, Op, OverwritePayload, Rows, Upsert
 from net.logs import log_to
 
@@ -46,9 +48,12 @@ def schema(
 class Written:
     """A shard under test: `write` as the store does, `reader` as a front does."""
 
-    def __init__(self, shard: Shard, page: Page, folder: Path) -> None:
+    def __init__(self, shard: Shard, page: Page, folder: Path, names: Mapping[str, int]) -> None:
         self.shard, self.page, self.folder = shard, page, folder
+        self.texts = [c.path for c in shard.schema.columns.values() if c.type == "text"]
         self.reader = ShardReader(folder, page, 0)
+        self.reader.names = names
+        self.reader.bitmaps.set_text_indexes({parse_path(path): DEFAULT_TEXT for path in self.texts})
 
     async def write(self, op: Op) -> None:
         await self.shard.write(op, deadline_s=asyncio.get_running_loop().time() + 30)
@@ -76,14 +81,16 @@ def keys(ids: Sequence[int | str]) -> bytes:
 
 
 @asynccontextmanager
-async def written_shard(folder: Path, wanted: ShardSchema) -> AsyncIterator[Written]:
+async def written_shard(
+    folder: Path, wanted: ShardSchema, *, names: Mapping[str, int] | None = None
+) -> AsyncIterator[Written]:
     page = Page.make()
     with ThreadPoolExecutor(4) as executor:
         ports = ShardPorts(page, ShardPlaces(page), executor, LOG)
         shard = await Shard.create(
             folder, collection=1, shard=0, schema=wanted, ports=ports, settings=ALL_IN_MEMORY
         )
-        written = Written(shard, page, folder)
+        written = Written(shard, page, folder, names or {})
         try:
             yield written
         finally:
