@@ -137,9 +137,18 @@ def test_equal_points_come_in_the_order_of_their_ids(body: dict[str, Any], shard
 
 def test_filters_outside_hold_inside() -> None:
     home = line(*range(30))
-    prefetch = {"query": [1.0], "limit": 3, "filter": {"should": [{"key": "n", "range": {"lt": 20}}]}}
-    outer = {"should": [{"key": "n", "range": {"lt": 10}}]}
+    prefetch = {"query": [1.0], "limit": 3, "filter": {"must": [{"key": "n", "range": {"lt": 20}}]}}
+    outer = {"must": [{"key": "n", "range": {"lt": 10}}]}
     assert ids(home, {"prefetch": prefetch, "query": {"fusion": "rrf"}, "filter": outer}) == [9, 8, 7]
+
+
+def test_alternatives_outside_and_inside_become_one_list_in_the_prefetch() -> None:
+    """As Qdrant joins filters, clause by clause; an outer query that scores again applies its own filter."""
+    home = line(*range(30))
+    prefetch = {"query": [1.0], "limit": 3, "filter": {"should": [{"key": "n", "range": {"lt": 12}}]}}
+    outer = {"should": [{"key": "n", "range": {"lt": 10}}]}
+    assert ids(home, {"prefetch": prefetch, "query": {"fusion": "rrf"}, "filter": outer}) == [11, 10, 9]
+    assert ids(home, {"prefetch": prefetch, "query": [1.0], "filter": outer}) == [9]
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -17,7 +17,7 @@ from core.api.config import Distance
 from core.api.searches import Context, Discover, Example, Feedback, Mmr, Nearest, Recommend, VectorQuery
 from core.api.vectors import normalise, wrong_size
 from core.errors import NotFound
-from core.filters import Filter
+from core.filters import Filter, MinShould
 from core.hashing import point_id
 from core.query import scoring
 from core.query.scoring import F32
@@ -34,7 +34,7 @@ class Planner:
         self, node: searches.Node, where: Filter | None = None, without: frozenset[bytes] = frozenset()
     ) -> plan.Node:
         """The node under an outer filter. Raises NotFound for examples that are not there."""
-        where = both(where, node.filter)
+        where = inherited(where, node.filter)
         vector: VectorSpec | None = None
         what: plan.What
         if isinstance(node.query, VectorQuery):
@@ -105,6 +105,21 @@ def both(a: Filter | None, b: Filter | None) -> Filter | None:
     if a is None or b is None:
         return b if a is None else a
     return Filter(must=(a, b))
+
+
+def inherited(outer: Filter | None, inner: Filter | None) -> Filter | None:
+    """A prefetch's filter under an outer one, joined clause by clause.
+
+    So two `should` become one list of alternatives, not two that must both hold: clients count on it.
+    """
+    if outer is None or inner is None:
+        return inner if outer is None else outer
+    a, b = outer.min_should, inner.min_should
+    least = a or b
+    if a is not None and b is not None:
+        least = MinShould(a.conditions + b.conditions, max(a.min_count, b.min_count))
+    must_not = outer.must_not + inner.must_not
+    return Filter(outer.must + inner.must, outer.should + inner.should, must_not, least)
 
 
 def _examples(query: VectorQuery) -> list[Example]:

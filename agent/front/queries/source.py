@@ -126,6 +126,10 @@ class LocalSource:
             slots = among.only.slots
             if v is not None:
                 slots = slots[self.view.has(v, slots)]
+            where = among.where
+            if where is not None and (where.should or where.min_should):
+                # The prefetches had more alternatives than this node's own (planner.inherited).
+                slots = slots[np.isin(slots, self.view.scan(where))]
         else:
             slots = self.view.scan(among.where, v=v)
         if among.without:
