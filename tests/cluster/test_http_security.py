@@ -203,7 +203,7 @@ def test_raw_paths_do_not_reach_the_disk(shared_agent: RunningAgent, raw: str) -
 def test_snapshots_are_fetched_from_nowhere(rest: Rest, collection_name: str, location: str) -> None:
     rest.put(f"/collections/{collection_name}", {"vectors": {"size": 2, "distance": "Dot"}})
     answer = rest.put(f"/collections/{collection_name}/snapshots/recover", {"location": location}, wait=True)
-    assert answer.status in (400, 403), answer.text[:200]
+    assert answer.status in (400, 403, 404), answer.text[:200]  # 404: only the name at its end counts
     assert "root:" not in answer.text
     rest.delete(f"/collections/{collection_name}")
 

@@ -53,7 +53,7 @@ BAD_QUERIES: list[tuple[int, dict[str, Any], str]] = [
     (400, {"query": [1, 2, 3, "x"]}, ""),
     (400, {"query": VECTOR, "using": "no"}, "Not existing vector name error"),
     (400, {"query": {"fusion": "rrf"}}, ""),
-    (400, {"query": {"fusion": "rrf"}, "using": "", "prefetch": [{"query": VECTOR}] * 2}, ""),
+    (400, {"query": {"fusion": "rrf"}, "using": "x", "prefetch": [{"query": VECTOR}] * 2}, ""),
     (400, {"prefetch": [{"query": VECTOR}]}, ""),
     (400, {"score_threshold": 0.5}, "score_threshold"),
     (400, {"query": {"order_by": "n"}, "score_threshold": 0.5}, "score_threshold"),

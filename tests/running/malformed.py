@@ -36,9 +36,10 @@ BODY = b'{"points": [{"id": 1, "vector": [1, 2, 3, 4], "payload": {"a": "b"}}]}'
 ANSWER_WITHIN_S = 5.0
 
 
-def malformed(rng: random.Random) -> bytes:
-    """One request, broken in at least one way that keeps it from changing anything."""
-    return rng.choice((_noise, _head, _length, _body, _chunks, _headers))(rng)
+def malformed(rng: random.Random) -> tuple[bytes, bool]:
+    """One request, broken in at least one way that keeps it from changing anything; whether it is complete."""
+    make = rng.choice((_noise, _head, _length, _body, _chunks, _headers))
+    return make(rng), make in (_length, _body, _headers)
 
 
 def _noise(rng: random.Random) -> bytes:
@@ -94,18 +95,20 @@ def _headers(rng: random.Random) -> bytes:
 
 
 def send_malformed(port: int, rng: random.Random) -> bool:
-    """Send one on a connection of its own, with no more to come; whether an answer came before the end.
+    """Send one on a connection of its own; whether an answer came before the connection ended.
 
     Raises TimeoutError if the agent neither answers nor closes.
     """
+    request, is_complete = malformed(rng)
     with socket.create_connection(("127.0.0.1", port), ANSWER_WITHIN_S) as sock:
         try:
-            sock.sendall(malformed(rng))
-            sock.shutdown(socket.SHUT_WR)
+            sock.sendall(request)
+            if not is_complete:
+                sock.shutdown(socket.SHUT_WR)  # else the agent would rightly wait for the rest
             answer = sock.recv(65536)
         except (ConnectionResetError, BrokenPipeError):
             return False  # refused while we were still sending
-        if answer.startswith(b"HTTP/1."):
-            status = int(answer[9:12])
-            assert status < 500 or status in (501, 505), answer[:300]
-        return bool(answer)
+    if answer.startswith(b"HTTP/1."):
+        status = int(answer[9:12])
+        assert status < 500 or status in (501, 505), (request[:300], answer[:300])
+    return bool(answer)

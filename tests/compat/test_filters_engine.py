@@ -1,0 +1,129 @@
+"""A running agent answers filters exactly as the naive evaluator, whatever is indexed, edited, or killed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.compat.filtering import Twin, odd_types, own_types
+from tests.running.agent import RunningAgent
+
+POINTS = 60
+
+
+@contextmanager
+def twin(agent: RunningAgent, name: str, seed: str, *, shards: int) -> Iterator[Twin]:
+    clients = [agent.rest() for _ in range(3)]
+    made = Twin(clients, name, random.Random(seed), shards=shards)
+    made.create()
+    yield made
+    made.client.delete(f"/collections/{name}")
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(params=(1, 3), ids=("one shard", "three shards"))
+def pair(request: pytest.FixtureRequest, shared_agent: RunningAgent, collection_name: str) -> Iterator[Twin]:
+    with twin(shared_agent, collection_name, request.node.name, shards=request.param) as made:
+        yield made
+
+
+@pytest.mark.parametrize("indexes", ["none", "fitting", "odd"])
+def test_filters_agree_before_and_after_edits(pair: Twin, indexes: str) -> None:
+    if indexes == "odd":  # before the points, which are put into the columns as they come
+        pair.index_all(odd_types(pair.rng))
+    pair.fill(POINTS)
+    if indexes == "fitting":  # after the points, which are read from points.db
+        pair.index_all(own_types)
+    pair.check_filters(125)
+    pair.edit(40)
+    pair.check_contents()
+    pair.check_filters(125)
+    assert 0.1 < pair.matched / pair.pairs < 0.9, "the random filters are no longer a test"
+
+
+def scans(agent: RunningAgent) -> float:
+    """How many filters had to look at payloads, as /metrics says."""
+    lines = agent.rest().get("/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("shoal_filter_scans_total"))
+
+
+def test_a_filter_without_an_index_is_counted_and_an_index_tells_its_points(
+    pair: Twin, shared_agent: RunningAgent
+) -> None:
+    pair.fill(POINTS)
+    numbers = {"must": {"key": "n", "range": {"gte": -2}}}
+    before = scans(shared_agent)
+    pair.check(numbers)
+    assert scans(shared_agent) > before
+    pair.index("n", "integer")
+    before = scans(shared_agent)
+    pair.check({"must": {"key": "n", "match": {"value": 3}}})
+    assert scans(shared_agent) == before, "a filter on an indexed integer looked at payloads"
+    for edits in (0, 10, 10):
+        pair.edit(edits)
+        held = sum(any(map(fits, elements(p.payload.get("n")))) for p in pair.points.values())
+        schema = pair.client.get(f"/collections/{pair.name}").result["payload_schema"]
+        assert schema == {"n": {"data_type": "integer", "points": held}}
+
+
+def elements(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def fits(value: Any) -> bool:
+    """Into an index of integers."""
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+# -- what takes longer ----------------------------------------------------------------------------------------
+
+STEPS = ("fit", "odd", "none", "some", "edit", "edit", "stop", "kill")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_filters_agree_through_indexes_edits_restarts_and_kills(
+    new_agent: Callable[..., RunningAgent], seed: int, shards: int
+) -> None:
+    """10,000 filters in all: 8 runs of 1,250."""
+    agent = new_agent(agent={"fronts": 2}).start()
+    with twin(agent, f"filters-{seed}", f"{seed} {shards}", shards=shards) as both:
+        both.fill(POINTS)
+        for _ in range(25):
+            change(both, agent, both.rng.choice(STEPS))
+            both.check_contents()
+            both.check_filters(50)
+        assert 0.1 < both.matched / both.pairs < 0.9, "the random filters are no longer a test"
+
+
+def change(both: Twin, agent: RunningAgent, step: str) -> None:
+    match step:
+        case "fit":
+            both.index_all(own_types)
+        case "odd":
+            both.index_all(odd_types(both.rng))
+        case "none":
+            both.drop_indexes()
+        case "some":  # dropped and made again at once, or only dropped
+            for path in both.rng.sample(sorted(both.indexed), len(both.indexed) // 2):
+                both.drop_index(path)
+                if both.rng.random() < 0.5:
+                    both.index(path, odd_types(both.rng)(path).replace("text", "keyword"))
+        case "edit":
+            both.edit(30)
+        case "stop":
+            assert agent.stop() == 0
+            both.reconnect()
+            agent.start()
+        case _:
+            agent.kill_role(both.rng.choice(("group", "store", "main")))
+            agent.wait_ended()
+            both.reconnect()
+            agent.start()
