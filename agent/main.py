@@ -279,6 +279,11 @@ def run(config: ClusterConfig, node_id: str) -> int:
         node=node_id, process="main"
     )
     machine.refuse_foreign_system()
+    if len(config.nodes) > 1:
+        # Each would begin a cluster of its own, and a client would find different data at each.
+        raise StartRefused(
+            f"cluster.toml names {len(config.nodes)} nodes, this version runs one: name only that"
+        )
     try:
         return Unit(config, node, log).run()
     except ShoalError as error:

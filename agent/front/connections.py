@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
+
+from agent.front.responses import Response
 
 HEAD_TIMEOUT_S = 10.0
 """From the connection, or from the first byte of a further request, to the end of its head."""
@@ -17,7 +19,7 @@ CONNECTIONS_MAX = 8192
 """Of one front; more are closed at once."""
 _SWEEP_S = 1.0
 
-Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handle = Callable[[web.BaseRequest], Awaitable[Response]]
 
 
 class Connection(RequestHandler):
@@ -97,7 +99,7 @@ class Server(web.Server):
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.head_since = None
-        return await self._given(request)
+        return cast(web.StreamResponse, await self._given(request))
 
     def _make_request(
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any

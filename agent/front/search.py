@@ -23,7 +23,7 @@ from agent.front.queries.deadline import Deadline
 from agent.front.queries.reads import Reads
 from agent.front.routes import Handler, Reply, Request, Route
 from agent.front.serving import Served, Serving
-from agent.metrics import Metrics
+from agent.metrics import Histogram, Metrics
 from agent.rates import Bucket
 from core.api import old_searches
 from core.api import queries as bodies
@@ -64,6 +64,7 @@ class Search:
         self._queue_gauge = metrics.gauge("shoal_reads_in_threads")
         self._turn: dict[str, list[tuple[api.Search, asyncio.Future[list[ScoredPoint]], float]]] = {}
         self._rates: dict[str, Bucket] = {}
+        self._histograms: dict[str, Histogram] = {}
         self._random = random.Random()
 
     def close(self) -> None:
@@ -313,6 +314,15 @@ class Search:
         # Loop time is time.monotonic, and may be read from a thread.
         return Reads(look, named, Deadline(deadline, time.monotonic), lambda: self._random.getrandbits(63))
 
+    def _histogram(self, name: str) -> Histogram:
+        label = self._serving.label(name)
+        found = self._histograms.get(label)
+        if found is None:
+            found = self._histograms[label] = self._metrics.histogram(
+                "shoal_search_seconds", collection=label
+            )
+        return found
+
     def _timed(self, handler: Handler) -> Handler:
         async def timed(request: Request) -> Reply:
             began = time.perf_counter()
@@ -322,10 +332,7 @@ class Search:
                 self._metrics.counter("shoal_search_errors_total", code=error.code).add()
                 raise
             finally:
-                label = self._serving.label(request.parameters[0])
-                self._metrics.histogram("shoal_search_seconds", collection=label).observe(
-                    time.perf_counter() - began
-                )
+                self._histogram(request.parameters[0]).observe(time.perf_counter() - began)
 
         return timed
 
