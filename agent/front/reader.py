@@ -28,7 +28,7 @@ from core.payload import parse_path
 
 U8 = NDArray[np.uint8]
 
-_AHEAD_SLOTS = 1 << 16
+_AHEAD_SLOTS = 1 << 14
 """Live bits are copied this far beyond the last slot known, because the page is read after them."""
 _TRIES = 64
 
@@ -110,13 +110,13 @@ class ShardReader:
         try:
             with self.view() as look:
                 return self.bitmaps.points_in(number, look)
-        except Unavailable:
+        except (Damaged, Unavailable):
             return 0
 
     # -- looks ----------------------------------------------------------------------------------------------
 
     def view(self) -> Look:
-        """A consistent look at the points. Raises Unavailable if the shard is not open."""
+        """A consistent look at the points. Raises Damaged, and Unavailable if the shard is not open."""
         page, place = self._page, self._place
         for _ in range(_TRIES):
             before = page.shard(place)
@@ -124,40 +124,32 @@ class ShardReader:
             if quiet:
                 self._quiet_high = before.slot_high
             base, top = before.slot_low >> 3, max(self._known_high, before.slot_high) + _AHEAD_SLOTS
-            bits, steady = self._live_bits(base, (top + 7) >> 3)
+            bits = self._live_bytes((top + 7) >> 3)[base:].copy()
             record = page.shard(place)
             if not record.flags & ShardFlag.OPEN:
                 raise Unavailable(f"shard {self.folder.name} is not open; it may be starting")
+            clean = quiet and before.applied == record.applied and before.slot_high == record.slot_high
+            if not clean:
+                # One copy is not enough beside a write. memcpy may read the end first: it can miss a new
+                # slot's bit, and then the old slot's, cleared meanwhile. What the first copy saw cleared
+                # had been replaced before the second begins.
+                bits |= self._live_bytes((top + 7) >> 3)[base : base + len(bits)]
+                record = page.shard(place)
             self._known_high = record.slot_high
-            if record.slot_high > (base + len(bits)) << 3:
+            if record.slot_high >= (base + len(bits) - 1) << 3:
                 continue  # more was published than had been copied
             if record.manifest != self.manifest.number:
                 self.refresh()
-            clean = quiet and steady and record.slot_high == before.slot_high
             return Look(self, record, bits, base << 3, self._quiet_high, clean)
         raise Unavailable(f"shard {self.folder.name} grows faster than it can be looked at; retry")
 
-    def _live_bits(self, low: int, high: int) -> tuple[U8, bool]:
-        """The live bits of bytes low..high-1: set in one of two copies made one after the other, and
-        whether both are the same.
-
-        One copy is not enough. memcpy may read the end first: it can miss a new slot's bit, and then the
-        old slot's, which is cleared meanwhile. What one copy saw cleared had been replaced before the next.
-        """
-        source = self._live_bytes(high)[low:]
-        first = source.copy()
-        second = source.copy()
-        steady = bool((first == second).all())
-        if not steady:
-            np.bitwise_or(first, second, out=second)
-        return second, steady
-
     def _live_bytes(self, count: int) -> U8:
-        """The first `count` bytes of the live bits, or as many as there are."""
+        """The first `count` bytes of the live bits, and zeros if the file is not that long yet."""
         try:
             return self._live.bytes(count)
         except EOFError:
-            return self._live.bytes(self._live.path.stat().st_size)
+            have = self._live.bytes(min(count, self._live.path.stat().st_size))
+            return np.concatenate((have, np.zeros(count - len(have), np.uint8)))
 
     def ids(self, high: int) -> U8:
         """Id keys by slot, (high, 17)."""
