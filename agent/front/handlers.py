@@ -14,6 +14,7 @@ from agent.front.serving import Serving
 from agent.front.settings import SettingsHandlers
 from agent.front.snapshots import Snapshots
 from agent.link import Client
+from agent.machine import front_count
 from agent.metrics import Metrics
 from agent.page import Page
 
@@ -23,7 +24,7 @@ class Handlers:
 
     def __init__(self, spec: Spec, page: Page, link: Client, serving: Serving, metrics: Metrics) -> None:
         self.connections: Server | None = None
-        self._search = Search(serving, metrics)
+        self._search = Search(serving, metrics, fronts=front_count(spec.config.agent.fronts))
         self._all = (
             Node(page, serving, self._connection_gauges),
             Cluster(serving, spec.node.id, "https" if spec.config.tls is not None else "http"),

@@ -57,8 +57,8 @@ _encode = msgspec.json.Encoder().encode
 class Search:
     """Everything under /collections/{c} that reads points."""
 
-    def __init__(self, serving: Serving, metrics: Metrics) -> None:
-        self._serving, self._metrics = serving, metrics
+    def __init__(self, serving: Serving, metrics: Metrics, *, fronts: int) -> None:
+        self._serving, self._metrics, self._fronts = serving, metrics, fronts
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
         self._queued = 0
         self._queue_gauge = metrics.gauge("shoal_reads_in_threads")
@@ -283,9 +283,11 @@ class Search:
             check_timeout(strict, float(request.query["timeout"]))
         if strict.read_rate_limit is not None:
             now_s = asyncio.get_running_loop().time()
+            # Fronts count each for itself: together they let the limit pass.
+            share = max(1, strict.read_rate_limit // self._fronts)
             bucket = self._rates.get(served.name)
-            if bucket is None or bucket.per_minute != strict.read_rate_limit:
-                bucket = self._rates[served.name] = Bucket(strict.read_rate_limit, now_s)
+            if bucket is None or bucket.per_minute != share:
+                bucket = self._rates[served.name] = Bucket(share, now_s)
             bucket.take(cost, now_s, "Read")
 
     async def _in_thread(self, served: Served, request: Request, read: Callable[[Reads], T]) -> T:
