@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -24,7 +24,7 @@ from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardFlag, ShardRecord
 from core import cluster, cluster_answers
 from core.cluster import ClusterView, CollectionId
-from core.errors import NotFound, ShoalError, Unavailable
+from core.errors import Damaged, NotFound, ShoalError, Unavailable
 from core.settings import Settings
 from net.logs import Log
 
@@ -34,10 +34,39 @@ _decode_view = msgspec.json.Decoder(ClusterView).decode
 _decode_settings = msgspec.json.Decoder(Settings).decode
 
 
+class DamagedReader:
+    """In place of the reader of a shard whose files are damaged: a collection without it would answer less
+    than it holds, as if that were all."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def view(self) -> NoReturn:
+        raise Damaged(
+            f"shard {self._folder.name} is damaged, the store's log names the file; "
+            "restore the shard or the collection from a snapshot"
+        )
+
+    def set_schema(self, info: cluster.Collection) -> None:
+        """Nothing is read by it."""
+
+    def indexed_vectors(self) -> int:
+        return 0
+
+    def segments(self) -> int:
+        return 0
+
+    def index_points(self, number: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
 class Shard:
     """A local shard as this front serves it."""
 
-    def __init__(self, page: Page, place: int, number: int, reader: ShardReader) -> None:
+    def __init__(self, page: Page, place: int, number: int, reader: ShardReader | DamagedReader) -> None:
         self._page, self.place, self.number, self.reader = page, place, number, reader
         self._incarnation = self.record().incarnation
 
@@ -245,8 +274,7 @@ class Serving:
                 found = old.get(key)
                 if found is None or not found.is_at(place):
                     folder = Path("shards") / f"{id_}-{one.number}"
-                    reader = ShardReader(folder, self._page, place, self._metrics)
-                    found = Shard(self._page, place, one.number, reader)
+                    found = Shard(self._page, place, one.number, self._reader(folder, place))
                 else:
                     kept.add(key)
                 found.reader.set_schema(info)
@@ -259,10 +287,15 @@ class Serving:
         self._by_name = {name: by_id[c.id] for name, c in cluster.directory(view.map).items()}
         self._view = view
 
+    def _reader(self, folder: Path, place: int) -> ShardReader | DamagedReader:
+        if self._page.shard(place).flags & ShardFlag.DAMAGED:
+            return DamagedReader(folder)
+        return ShardReader(folder, self._page, place, self._metrics)
+
     def _places(self) -> dict[tuple[int, int], int]:
         found: dict[tuple[int, int], int] = {}
         for place in range(self._page.node().shards):
             record = self._page.shard(place)
-            if record.flags & ShardFlag.OPEN:
+            if record.flags & (ShardFlag.OPEN | ShardFlag.DAMAGED):
                 found[record.collection, record.shard] = place
         return found
