@@ -28,6 +28,10 @@ _HELPS = {
     "shoal_shard_tail_slots": "Slots of a shard that are in no graph yet",
     "shoal_shard_slots": "Slots of a shard between the lowest live one and the next new one",
     "shoal_process_resident_bytes": "Resident memory of one of the node's processes",
+    "shoal_log_queue_entries": "Operations that wait for a log or for the files",
+    "shoal_log_queue_bytes": "Their size",
+    "shoal_write_delay_seconds": "How long acknowledgements are held back, as the tails are too long",
+    "shoal_dead_rows": "Rows of replaced and deleted points that wait for a checkpoint",
     "shoal_disk_free_bytes": "Free bytes of the data folder's file system",
 }
 

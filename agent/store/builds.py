@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agent.build_jobs import Built, Job, built_of, to_body
 from agent.link import Answer, Handler, Header
 from agent.mapped import MappedFile
+from agent.metrics import Metrics
 from agent.page import ShardFlag, ShardRecord
 from agent.store.manifest import Manifest, Segment, VectorState
 from core.api.config import Distance
@@ -78,9 +79,10 @@ class Builds:
         self,
         shards: Callable[[], Iterable[BuildShard]],
         log: Log,
+        metrics: Metrics,
         rules: Callable[[], BuildRules] = lambda: DEFAULT_RULES,
     ) -> None:
-        self._shards, self._log, self._rules = shards, log, rules
+        self._shards, self._log, self._metrics, self._rules = shards, log, metrics, rules
         self._numbers = itertools.count(1)
         self._running: _Running | None = None
         self._save_s_per_byte = SAVE_S_PER_BYTE
@@ -201,6 +203,9 @@ class Builds:
         if shard not in list(self._shards()) or state is None or state.segments != job.segments:
             raise Conflict(f"build {built.number}: the shard has changed meanwhile; ask for the next")
         await shard.replace_segments(job.v, built.segments, mean=built.mean)
+        self._metrics.counter("shoal_builds_total", kind=job.kind).add()
+        self._metrics.counter("shoal_build_rows_total").add(built.added)
+        self._metrics.counter("shoal_build_seconds_total").add(built.add_s + built.save_s)
         self._learn(built)
         await asyncio.to_thread(remove_unnamed, shard.folder / "segments", shard.manifest)
         self.flag_shards()

@@ -76,6 +76,7 @@ class Pipeline:
         executor: Executor,
         now_us: Callable[[], int],
         refuse: Callable[[str], None],
+        on_sync: Callable[[float], None],
     ) -> None:
         self._replica = replica
         self._writer = writer
@@ -83,6 +84,7 @@ class Pipeline:
         self._executor = executor
         self._now_us = now_us
         self._refuse = refuse
+        self._on_sync = on_sync
         self.applying = asyncio.Lock()
         self.counts = Counts()
         self.bytes_written = 0
@@ -195,6 +197,7 @@ class Pipeline:
         self.counts.groups += 1
         self.counts.entries += len(entries)
         self.counts.sync_s += took_s
+        self._on_sync(took_s)
         self.bytes_written += size
         for effect in self._replica.persisted(entries[-1].seq):
             if isinstance(effect, Apply):

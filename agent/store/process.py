@@ -67,6 +67,7 @@ class Store:
             self._places,
             ThreadPoolExecutor(THREADS, thread_name_prefix="shard"),
             log,
+            on_sync=self._metrics.histogram("shoal_log_fsync_seconds").observe,
         )
         self._closed: set[tuple[CollectionId, int]] = set()
         self._flags = NodeFlag(0)
@@ -90,7 +91,7 @@ class Store:
             await self._take(catalogue.view)
             snapshots = self._make_snapshots(catalogue)
             snapshot_calls = SnapshotCalls(snapshots, self._log)
-            builds = Builds(self._shards, self._log, self._rules)
+            builds = Builds(self._shards, self._log, self._metrics, self._rules)
             server = Server(self._handlers(catalogue, snapshot_calls, builds), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
@@ -255,6 +256,7 @@ class Store:
         """Twice a second: room on disk, memory; the page tells the fronts."""
         while True:
             self._guards.look()
+            self._gauge()
             flags = self._flags & ~(NodeFlag.DISK_LOW | NodeFlag.MEMORY_LOW)
             if self._guards.disk_low:
                 flags |= NodeFlag.DISK_LOW
@@ -269,6 +271,20 @@ class Store:
                 )
                 self._publish(flags)
             await asyncio.sleep(GUARD_S)
+
+    def _gauge(self) -> None:
+        """Sums over all shards; what differs by shard is in the page, for whoever scrapes."""
+        found = [shard.statistics() for shard in self._shards() if shard.damage is None]
+        for name, value in (
+            ("shoal_log_queue_entries", sum(s.queue_entries for s in found)),
+            ("shoal_log_queue_bytes", sum(s.queue_bytes for s in found)),
+            ("shoal_write_delay_seconds", max((s.delay_s for s in found), default=0.0)),
+            ("shoal_dead_rows", sum(s.dead_rows for s in found)),
+            ("shoal_log_entries", sum(s.entries for s in found)),
+            ("shoal_log_groups", sum(s.groups for s in found)),
+            ("shoal_checkpoints", sum(s.checkpoints for s in found)),
+        ):
+            self._metrics.gauge(name).set(value)
 
     async def _want_builder(self, builds: Builds) -> None:
         """Tell `main` whether the builder is needed; it ends by itself when it is not."""

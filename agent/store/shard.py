@@ -80,6 +80,8 @@ class ShardPorts:
     log: Log
     files: Files = field(default_factory=Files)
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    on_sync: Callable[[float], None] = lambda took_s: None
+    """Told how long each fsync of a log took."""
 
 
 class ShardStatistics(NamedTuple):
@@ -221,7 +223,13 @@ class Shard:
             recovered.applier, recovered.manifest, self._ports.files, self.settings.purge_after_s
         )
         self._pipeline = Pipeline(
-            self._replica, self._writer, self._applier, self._ports.executor, self._ports.now_us, self._refuse
+            self._replica,
+            self._writer,
+            self._applier,
+            self._ports.executor,
+            self._ports.now_us,
+            self._refuse,
+            self._ports.on_sync,
         )
         self._checkpointed_bytes = 0
         self._checkpointed_seq = recovered.manifest.checkpoint

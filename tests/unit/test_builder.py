@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from agent.build_jobs import Job, job_of, to_body
+from agent.metrics import Metrics
 from agent.store.builds import Builds
 from agent.store.manifest import GraphKind
 from agent.workshop import Workshop
@@ -25,7 +26,7 @@ class Site:
 
     def __init__(self, shard: Written, rules: BuildRules = RULES) -> None:
         self.shard = shard
-        self.builds = Builds(lambda: [shard.shard], LOG, lambda: rules)
+        self.builds = Builds(lambda: [shard.shard], LOG, Metrics(memoryview(bytearray(4096))), lambda: rules)
         self.workshop = Workshop(LOG, threads=1)
         self._calls = self.builds.handlers()
 
