@@ -1,4 +1,4 @@
-"""A collection of a running agent beside a model of it: the same edits to both, the same filters asked of both.
+"""A collection of a running agent beside a model of it: both are edited alike and asked the same filters.
 
 What matches is decided by the naive evaluator of tests/unit. Payload edits are those of core/payload.py,
 which has tests of its own; here they only say what the agent must hold.
@@ -11,11 +11,11 @@ import random
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from core.payload import delete_keys, merge, parse_path, set_payload
+from core.payload import delete_keys, parse_path, set_payload
+from tests.compat.awkward import Id, Json, in_order, spelled, stirred_filter, stirred_payload, uuid_of
 from tests.running.rest import Rest
 from tests.unit.naive_filters import (
     ALL_PATHS,
@@ -24,25 +24,16 @@ from tests.unit.naive_filters import (
     TextIndexes,
     holds,
     random_filter,
-    random_payload,
 )
 
-Json = Any
-Id = int | str
 SIZES = {"": 5, "image": 3}
 DISTANCES = ("Cosine", "Dot", "Euclid", "Manhattan")
 TYPES = ("keyword", "integer", "float", "bool", "datetime", "uuid", "geo", "text")
 OWN_TYPES = {path: kind for kind, paths in PATHS.items() for path in paths}
 ID_NUMBERS = (0, 1, 2, 3, 1 << 32, (1 << 63) - 1, (1 << 64) - 1, *range(10, 60))
 ID_UUIDS = tuple(str(uuid.UUID(int=(n * 0x9E3779B97F4A7C15F39CC0605CEDC834) % (1 << 128))) for n in range(40))
+SET_AT = ("o", "o.deep", "l[]", "l[0]", "l[1]", "new.o", "tags", "l[].deep")
 TOKENIZERS = ("word", "whitespace", "prefix", "multilingual")
-AWKWARD = (
-    1, 1.0, True, 0, 0.0, -0.0, False, "1", "true", "", None, [], {}, [[]], [None], [[1]], ["red", ["red"]], 2**53,
-    2**53 + 1, float(2**53), -(2**63), 2**63 - 1, 2**63, 2**64 - 1, 1e300, "2024-01-01", "2024-01-05T12:00:00+02:00",
-    "00000000-0000-0000-0000-000000000007", "00000000-0000-0000-0000-00000000000E", "Café crème", "I am the sea", "ß",
-    {"lat": 0, "lon": 0}, {"lat": 5.5, "lon": 180}, [{"lat": 1, "lon": -180.0}, {"lat": -3, "lon": 170}],
-)  # fmt: skip
-"""Values that are alike and not the same, that are at the end of their range, or that hardly fit anywhere."""
 
 
 @dataclass
@@ -142,16 +133,15 @@ class Twin:
     def edit(self, times: int) -> None:
         """Random edits of every kind, some together in a batch."""
         for _ in range(times):
-            if self.rng.random() < 0.2:
-                edits = [self._random_edit() for _ in range(self.rng.randrange(1, 5))]
+            edits = []
+            for _ in range(self.rng.randrange(2, 5) if self.rng.random() < 0.2 else 1):
+                edits.append(self._random_edit())
+                self._apply(*edits[-1])
+            if len(edits) > 1:
                 self.write("POST", "/batch", {"operations": [{kind: body} for kind, body in edits]})
-                for kind, body in edits:
-                    self._apply(kind, body)
             else:
-                kind, body = self._random_edit()
-                method, path = _CALLS[kind]
-                self.write(method, path, body)
-                self._apply(kind, body)
+                [(kind, body)] = edits
+                self.write(*_CALLS[kind], body)
             if len(self.points) < 30:
                 self.fill(30)
 
@@ -184,7 +174,8 @@ class Twin:
         rng = self.rng
         kind = rng.choice((
             "upsert", "upsert", "delete", "set_payload", "set_payload", "set_payload", "overwrite_payload",
-            "overwrite_payload", "delete_payload", "delete_payload", "clear_payload", "update_vectors", "delete_vectors",
+            "overwrite_payload", "delete_payload", "delete_payload", "clear_payload", "update_vectors",
+            "delete_vectors",
         ))  # fmt: skip
         match kind:
             case "upsert":
@@ -199,7 +190,7 @@ class Twin:
             case "set_payload":
                 body = {"payload": _some_of(rng, stirred_payload(rng)), **self._chosen()}
                 if rng.random() < 0.4:
-                    body["key"] = rng.choice(("o", "o.deep", "l[]", "l[0]", "l[1]", "new.o", "tags", "l[].deep"))
+                    body["key"] = rng.choice(SET_AT)
             case "overwrite_payload":
                 body = {"payload": stirred_payload(rng), **self._chosen(rarely=True)}
             case "delete_payload":
@@ -207,7 +198,8 @@ class Twin:
             case "update_vectors":
                 ids = self._some_ids()
                 vectors = [{name: self._random_vector(name) for name in _some_names(rng)} for _ in ids]
-                body = {"points": [{"id": spelled(rng, i), "vector": v} for i, v in zip(ids, vectors, strict=True)]}
+                pairs = zip(ids, vectors, strict=True)
+                body = {"points": [{"id": spelled(rng, i), "vector": v} for i, v in pairs]}
             case _:
                 body = {"vector": _some_names(rng), **self._chosen()}
         return kind, body
@@ -229,8 +221,7 @@ class Twin:
                     del self.points[id_]
                 case "set_payload":
                     key = parse_path(body["key"]) if "key" in body else None
-                    new = body["payload"]
-                    held.payload = merge(held.payload, new) if key is None else set_payload(held.payload, new, key)
+                    held.payload = set_payload(held.payload, body["payload"], key)
                 case "overwrite_payload":
                     held.payload = body["payload"]
                 case "delete_payload":
@@ -285,7 +276,7 @@ class Twin:
         expected = self.matching(filter_)
         self.pairs += len(self.points)
         self.matched += len(expected)
-        counted = self.client.post(f"{self._path}/points/count", {"filter": filter_, "exact": True}).result["count"]
+        counted = self._post("count", {"filter": filter_, "exact": True})["count"]
         luck = self.rng.random()
         if luck < 0.4 or counted != len(expected):
             limit = self.rng.choice((1, 7, 10_000, 10_000)) if counted == len(expected) < 20 else 10_000
@@ -294,14 +285,17 @@ class Twin:
             assert found == in_order(expected), self._difference(filter_, set(found), expected, where)
         elif luck < 0.8:
             self._check_search(filter_, expected, where)
-        assert counted == len(expected), f"{where}: count {counted}, scroll {len(expected)}: {json.dumps(filter_)}"
+        assert counted == len(expected), f"{where}: counted {counted}: {json.dumps(filter_)}"
+
+    def _post(self, call: str, body: Json) -> Json:
+        return self.client.post(f"{self._path}/points/{call}", body).result
 
     def _scroll(self, body: Json) -> list[Json]:
         found: list[Json] = []
         offset: Id | None = None
         while True:
             given = body if offset is None else {**body, "offset": offset}
-            page = self.client.post(f"{self._path}/points/scroll", given).result
+            page = self._post("scroll", given)
             found += page["points"]
             offset = page["next_page_offset"]
             if offset is None:
@@ -309,13 +303,13 @@ class Twin:
             assert len(page["points"]) == body["limit"]
 
     def _check_search(self, filter_: Json, expected: set[Id], where: str) -> None:
-        """So few points are compared one by one, exact or not: the best of those that match, and no others."""
+        """So few points are compared one by one, exact or not: the best that match, and no others."""
         name = self.rng.choice(tuple(SIZES))
         query, limit = self._random_vector(name), self.rng.choice((1, 3, 10, 1_000))
         body = {"query": query, "using": name, "filter": filter_, "limit": limit, "with_payload": False}
         if self.rng.random() < 0.5:
             body["params"] = {"exact": True}
-        hits = self.client.post(f"{self._path}/points/query", body).result["points"]
+        hits = self._post("query", body)["points"]
         vectors = {i: self.points[i].vectors[name] for i in expected if name in self.points[i].vectors}
         scores = {i: score(self.distances[name], v, query) for i, v in vectors.items()}
         strange = {hit["id"] for hit in hits} - scores.keys()
@@ -367,59 +361,6 @@ def score(distance: str, vector: list[float], query: list[float]) -> float:
             return float(np.linalg.norm(a - b))
         case _:
             return float(np.abs(a - b).sum())
-
-
-def uuid_of(id_: Id) -> Id:
-    """The id as the agent answers it."""
-    return id_ if isinstance(id_, int) else str(uuid.UUID(id_))
-
-
-def in_order(ids: Iterable[Id]) -> list[Id]:
-    """Numbers, then UUIDs."""
-    return sorted(ids, key=lambda i: (isinstance(i, str), i if isinstance(i, int) else 0, str(i)))
-
-
-def spelled(rng: random.Random, id_: Id) -> Id:
-    """A UUID in one of its spellings."""
-    if isinstance(id_, int):
-        return id_
-    return rng.choice((id_, id_.upper(), id_.replace("-", ""), f"urn:uuid:{id_}", f"{{{id_}}}"))
-
-
-def stirred_payload(rng: random.Random) -> dict[str, Json]:
-    payload = random_payload(rng)
-    for name in payload:
-        if rng.random() < 0.08:
-            payload[name] = rng.choice(AWKWARD)
-        elif isinstance(payload[name], list) and rng.random() < 0.08:
-            payload[name].append(rng.choice(AWKWARD))
-    for one in payload["l"] if isinstance(payload.get("l"), list) else ():
-        if isinstance(one, dict) and rng.random() < 0.2:
-            one[rng.choice(("name", "n", "price", "flag", "text", "where"))] = rng.choice(AWKWARD)
-    return payload
-
-
-def stirred_filter(rng: random.Random, node: Json, ids: list[Id]) -> Json:
-    """The filter with ids that are there, in any spelling, and now and then an awkward value to match."""
-    if isinstance(node, list):
-        return [stirred_filter(rng, one, ids) for one in node]
-    if not isinstance(node, dict):
-        return node
-    out = {key: stirred_filter(rng, value, ids) for key, value in node.items()}
-    if "has_id" in out and ids:
-        given = rng.sample(ids, min(len(ids), rng.randrange(0, 12)))
-        out["has_id"] = [spelled(rng, one) for one in given] + [rng.choice((9_999, str(uuid.UUID(int=9_999))))]
-    match = out.get("match")
-    if match is not None and rng.random() < 0.15:
-        simple = [v for v in AWKWARD if isinstance(v, (str, int)) and (isinstance(v, str) or abs(v) < 2**63)]
-        if "value" in match:
-            out["match"] = {"value": rng.choice(simple)}
-        elif "any" in match or "except" in match:
-            wanted = rng.choice((str, int))
-            out["match"] = {next(iter(match)): [v for v in rng.sample(simple, 5) if type(v) is wanted]}
-        elif "prefix" not in match:
-            out["match"] = {rng.choice(("text", "text_any", "phrase")): rng.choice(("the Sea", "cafe", "Café", "SS", ""))}
-    return out
 
 
 def _some_of(rng: random.Random, payload: dict[str, Json]) -> dict[str, Json]:

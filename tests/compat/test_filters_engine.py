@@ -80,7 +80,7 @@ def fits(value: Any) -> bool:
     return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
-# -- what takes longer ----------------------------------------------------------------------------------------
+# -- what takes longer ---------------------------------------------------------------------------------------
 
 STEPS = ("fit", "odd", "none", "some", "edit", "edit", "stop", "kill")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -145,12 +146,12 @@ def _equal(value: Json, wanted: Json) -> bool:
 def _by_tokens(kind: str, wanted: str, value: str, index: dict[str, Any]) -> bool:
     query, text = _tokens(wanted, index), _tokens(value, index)
     if index.get("tokenizer") == "prefix":
-        longest = index.get("max_token_len") or 64
-        query = [word[:longest] for word in query]
+        shortest, longest = index.get("min_token_len") or 0, index.get("max_token_len") or 64
+        query = [word[:longest] for word in query if len(word) >= shortest]
         if kind != "phrase":
-            text = [word[:n] for word in text for n in range(1, min(len(word), longest) + 1)]
+            text = [word[:n] for word in text for n in range(1, len(word) + 1) if shortest <= n <= longest]
         else:
-            text = [word[:longest] for word in text]
+            text = [word[:longest] for word in text if len(word) >= shortest]
     if kind == "text":
         return query != [] and set(query) <= set(text)
     if kind == "text_any":
@@ -159,12 +160,22 @@ def _by_tokens(kind: str, wanted: str, value: str, index: dict[str, Any]) -> boo
 
 
 def _tokens(text: str, index: dict[str, Any]) -> list[str]:
-    if index.get("lowercase", True):
+    lowercase = index.get("lowercase", True)
+    stopwords = [w.lower() if lowercase else w for w in index.get("stopwords", {}).get("custom", [])]
+    if lowercase:
         text = text.lower()
     if index.get("tokenizer") == "whitespace":
         words = text.split()
     else:
         words = "".join(c if c.isalnum() else " " for c in text).split()
+    if index.get("ascii_folding"):
+        words = [
+            "".join(
+                c for c in unicodedata.normalize("NFKD", word) if not unicodedata.category(c).startswith("M")
+            )
+            for word in words
+        ]
+    words = [word for word in words if word not in stopwords]
     if index.get("tokenizer") == "prefix":
         return words
     low, high = index.get("min_token_len", 0), index.get("max_token_len", 1000)
