@@ -1,9 +1,7 @@
-"""A voter's durable acceptor: two copies of one log on disk, each request fsynced before it is answered.
+"""A voter's durable acceptor: each request is fsynced, in two copies of one log, before it is answered.
 
-A copy is a header and records, numbered from 1, each with a checksum. Two copies tell a torn tail (the
-record is in neither, and was never answered) from damage (one has it: it is healed; both lost an older
-one: refused), and keep the one node's truth through a rotten sector. Every start, and every growth past
-a bound, writes both anew: what is served was written and fsynced by this process.
+Two copies keep a lone node's truth through a rotten sector. Every start, and every growth past a bound,
+writes both anew: what is served was written and fsynced by this process.
 """
 
 from __future__ import annotations
@@ -11,63 +9,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import struct
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from agent.store.acceptor_log import COPIES, Loaded, Saved, encode_log, encode_records, load
 from agent.store.files import Files
 from core.consensus.register import Answer, Cell, Request, on_request
-from core.errors import Damaged, NoRoom, ShoalError, StartRefused, Unavailable
+from core.errors import NoRoom, StartRefused, Unavailable
 
-COPIES = ("a.log", "b.log")
 LOG_BYTES_MIN = 1 << 20
 """Preallocated, so that the register has room for some time after the disk is full."""
 BATCH_MAX = 256
 GROWTH_MAX = 4  # rewritten when the log is this many times what it holds, and LOG_BYTES_MIN at least
-
-_WHAT_NOW = "restore this node from a snapshot, or move the data folder away and begin anew"
-_UNREADABLE = -1  # the generation of a copy without a valid header
-_MAGIC = b"SHOALACC\x01"  # the last byte is the format
-_HEADER = struct.Struct("<9sQQI")  # magic, generation, records in it from the start, crc of these
-_MARK = b"\xa5acc"
-_RECORD = struct.Struct("<4sIIQ")  # mark, body bytes, crc of number and body, number
-
-
-class _Saved(msgspec.Struct, frozen=True, array_like=True):
-    """One key's new state, and the voter set's number. An empty key carries the number alone."""
-
-    voters: int
-    key: str
-    cell: Cell
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """What is readable in one copy. Its numbers have holes where it is damaged."""
-
-    path: Path
-    generation: int
-    initial: int  # records that it had when it took its name
-    records: dict[int, bytes]
-    valid: bytes  # all to the end of the last record
-    flaw: str
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    voters: int
-    cells: dict[str, Cell]
-    generation: int
-    damage: tuple[str, ...]
-    """What was found wrong and healed from the other copy, for the log."""
-    number: int = 0
-    identical: bytes | None = None
-    """The bytes of both copies, if they are the same and whole."""
 
 
 class Acceptor:
@@ -96,8 +50,9 @@ class Acceptor:
     @classmethod
     async def open(cls, folder: Path, *, fresh: bool, files: Files | None = None) -> Acceptor:
         """`fresh`: this node never belonged to a cluster, so an empty folder is right; else it is damage."""
-        loaded = await asyncio.to_thread(load, folder, fresh=fresh)
-        acceptor = cls(folder, loaded, files or Files())
+        disk = files or Files()
+        loaded = await asyncio.to_thread(load, folder, disk, fresh=fresh)
+        acceptor = cls(folder, loaded, disk)
         await asyncio.get_running_loop().run_in_executor(acceptor._thread, acceptor._begin, loaded)
         return acceptor
 
@@ -136,32 +91,33 @@ class Acceptor:
         """Requests that came while the last fsync ran share the next one."""
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH_MAX], self._waiting[BATCH_MAX:]
+            answers: Sequence[Answer | Exception]
             try:
                 answers = await self._answer_batch([request for request, _ in batch])
-            except ShoalError as e:
+            except Exception as e:  # noqa: BLE001 - whatever it is, those who wait must be told
                 answers = [e] * len(batch)
             for (_, waiter), answer in zip(batch, answers, strict=True):
                 if waiter.done():  # cancelled
                     continue
-                if isinstance(answer, ShoalError):
+                if isinstance(answer, Exception):
                     waiter.set_exception(answer)
                 else:
                     waiter.set_result(answer)
         self._turn = None
 
-    async def _answer_batch(self, requests: Sequence[Request]) -> list[Answer | ShoalError]:
+    async def _answer_batch(self, requests: Sequence[Request]) -> list[Answer]:
         if self._broken is not None:
             raise self._refusal()
         voters, cells = self._voters, dict[str, Cell]()
-        saved: list[_Saved] = []
-        answers: list[Answer | ShoalError] = []
+        saved: list[Saved] = []
+        answers: list[Answer] = []
         for request in requests:
             cell = cells.get(request.key) or self.cell(request.key)
             step = on_request(cell, voters, request)
             voters = step.adopt_voters or voters
             if step.persist is not None or step.adopt_voters is not None:
                 cells[request.key] = step.persist or cell
-                saved.append(_Saved(voters, request.key, cells[request.key]))
+                saved.append(Saved(voters, request.key, cells[request.key]))
             answers.append(step.answer)
         if saved:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._persist, saved)
@@ -176,12 +132,12 @@ class Acceptor:
 
     # Below: in the acceptor's thread.
 
-    def _persist(self, saved: Sequence[_Saved]) -> None:
-        records = self._records(saved)
+    def _persist(self, saved: Sequence[Saved]) -> None:
+        records = encode_records(saved, synced=self._number)
         if self._size_bytes + len(records) > self._allocated_bytes:
             # The new log holds the state so far; the records then follow it.
             self._rewrite_if_room()
-            records = self._records(saved)
+            records = encode_records(saved, synced=self._number)
         try:
             for fd in self._files:
                 self._disk.allocate(fd, self._size_bytes, len(records))
@@ -199,9 +155,6 @@ class Acceptor:
             raise self._fail(e) from e
         self._number += len(saved)
         self._size_bytes += len(records)
-
-    def _records(self, saved: Sequence[_Saved]) -> bytes:
-        return b"".join(_record(n, msgspec.msgpack.encode(s)) for n, s in enumerate(saved, self._number + 1))
 
     def _begin(self, loaded: Loaded) -> None:
         try:
@@ -224,10 +177,9 @@ class Acceptor:
 
     def _rewrite(self) -> None:
         """Both copies anew: both on disk before either takes its name, both named before either grows."""
-        saved = [_Saved(self._voters, "", Cell())]
-        saved += [_Saved(self._voters, key, cell) for key, cell in sorted(self._cells.items())]
-        records = b"".join(_record(n, msgspec.msgpack.encode(s)) for n, s in enumerate(saved, 1))
-        content = _header(self._generation + 1, len(saved)) + records
+        saved = [Saved(self._voters, "", Cell())]
+        saved += [Saved(self._voters, key, cell) for key, cell in sorted(self._cells.items())]
+        content, number = encode_log(self._generation + 1, saved)
         allocated = max(LOG_BYTES_MIN, GROWTH_MAX * len(content))
         fds: list[int] = []
         try:
@@ -249,7 +201,7 @@ class Acceptor:
         except OSError as e:
             # Which files have the names now is unknown, so neither old nor new ones may grow.
             raise self._fail(e) from e
-        self._use(fds, len(saved), len(content), allocated)
+        self._use(fds, number, len(content), allocated)
         self._generation += 1
 
     def _write_in_place(self, content: bytes, number: int) -> None:
@@ -266,107 +218,6 @@ class Acceptor:
             os.close(fd)
         self._files, self._number = fds, number
         self._size_bytes, self._allocated_bytes = size_bytes, allocated_bytes
-
-
-def load(folder: Path, *, fresh: bool) -> Loaded:
-    """The newest state that both copies together prove. Raises Damaged, naming the files."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    copies = [copy for name in COPIES if (copy := _read_copy(folder / name)) is not None]
-    missing = tuple(f"{folder / n} is missing" for n in COPIES if n not in {c.path.name for c in copies})
-    if not copies and fresh:
-        return Loaded(0, {}, 0, ())
-    newest = max((c.generation for c in copies), default=_UNREADABLE)
-    # A copy of an older generation is left only by a crash between the two renames, when both are complete.
-    older = [c for c in copies if _UNREADABLE < c.generation < newest]
-    for group in ([c for c in copies if _UNREADABLE < c.generation == newest], older):
-        merged: dict[int, bytes] = {}
-        for copy in group:
-            merged |= copy.records
-        if group and is_whole(merged, max(c.initial for c in group)):
-            damage = tuple(f"{c.path} {c.flaw}" for c in copies if c.flaw)
-            return _state(merged, newest, damage + missing, group)
-    flaws = [f"{c.path} {c.flaw or 'lacks records'}" for c in copies]
-    raise Damaged(f"the register has no whole copy ({'; '.join([*flaws, *missing])}): {_WHAT_NOW}")
-
-
-def is_whole(records: Mapping[int, bytes], initial: int) -> bool:
-    """A hole means that a record was lost after its successor was written, thus after its own fsync."""
-    return len(records) >= initial and set(records) == set(range(1, len(records) + 1))
-
-
-def _state(records: dict[int, bytes], generation: int, damage: tuple[str, ...], group: list[_Copy]) -> Loaded:
-    voters, cells = 0, {}
-    for number in sorted(records):
-        saved = msgspec.msgpack.decode(records[number], type=_Saved)
-        voters = saved.voters
-        if saved.key:
-            cells[saved.key] = saved.cell
-    same = len(group) == len(COPIES) and all(c.valid == group[0].valid and not c.flaw for c in group)
-    return Loaded(voters, cells, generation, damage, len(records), group[0].valid if same else None)
-
-
-def _read_copy(path: Path) -> _Copy | None:
-    """What can be read of one copy, from the disk rather than from the page cache."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
-    finally:
-        os.close(fd)
-    header = _read_header(data)
-    if header is None:
-        return _Copy(path, _UNREADABLE, 0, {}, b"", "has a damaged header")
-    generation, initial = header
-    records, end, hole = _scan(data)
-    flaw = "has a damaged record" if hole else "ends in a torn record" if data[end:].strip(b"\0") else ""
-    return _Copy(path, generation, initial, records, data[:end], flaw)
-
-
-def _scan(data: bytes) -> tuple[dict[int, bytes], int, bool]:
-    """The valid records, where the last ends, and whether bytes between two of them are damaged."""
-    records: dict[int, bytes] = {}
-    end, at, hole = _HEADER.size, _HEADER.size, False
-    while (at := data.find(_MARK, at)) >= 0:
-        found = _read_record(data, at)
-        if found is None:
-            at += 1
-            continue
-        number, body = found
-        hole = hole or at != end
-        records[number] = body
-        end = at = at + _RECORD.size + len(body)
-    return records, end, hole
-
-
-def _read_record(data: bytes, at: int) -> tuple[int, bytes] | None:
-    if at + _RECORD.size > len(data):
-        return None
-    _, length, crc, number = _RECORD.unpack_from(data, at)
-    body = data[at + _RECORD.size : at + _RECORD.size + length]
-    return (number, body) if len(body) == length and _crc(number, body) == crc else None
-
-
-def _record(number: int, body: bytes) -> bytes:
-    return _RECORD.pack(_MARK, len(body), _crc(number, body), number) + body
-
-
-def _crc(number: int, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(number.to_bytes(8, "little")))
-
-
-def _header(generation: int, initial: int) -> bytes:
-    plain = _HEADER.pack(_MAGIC, generation, initial, 0)[:-4]
-    return plain + zlib.crc32(plain).to_bytes(4, "little")
-
-
-def _read_header(data: bytes) -> tuple[int, int] | None:
-    if len(data) < _HEADER.size or not data.startswith(_MAGIC):
-        return None
-    _, generation, initial, crc = _HEADER.unpack_from(data)
-    return (generation, initial) if zlib.crc32(data[: _HEADER.size - 4]) == crc else None
 
 
 def _is_full(e: OSError) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +99,41 @@ def test_what_was_brought_back_is_there_after_a_kill(new_agent: Callable[..., Ru
     agent.start()
     assert contents(agent.rest(), "docs") == before
     assert agent.rest().get("/collections/docs/snapshots").result == [made]
+
+
+def test_graphs_come_back_with_our_own_snapshots_and_are_built_anew_for_uploads(
+    shared_agent: RunningAgent, rest: Rest, collection_name: str
+) -> None:
+    one = f"/collections/{collection_name}"
+    chance = random.Random(1)
+    assert rest.put(one, {"vectors": {"size": 8, "distance": "Euclid"}}).status == 200
+    rows = [{"id": i, "vector": [chance.gauss(0, 1) for _ in range(8)]} for i in range(6_000)]
+    for begin in range(0, len(rows), 1_000):
+        assert rest.put(f"{one}/points?wait=true", {"points": rows[begin : begin + 1_000]}).status == 200
+
+    def graphs() -> int:
+        """Of the collection's one shard, which is the newest folder, by its manifest."""
+        folders = sorted(
+            (shared_agent.data_dir / "shards").iterdir(), key=lambda f: int(f.name.split("-")[0])
+        )
+        manifest = json.loads((folders[-1] / "manifest.json").read_bytes())
+        return sum(len(state.get("segments", ())) for state in manifest["vectors"].values())
+
+    def hits() -> list[Any]:
+        query = {"query": rows[7]["vector"], "limit": 10, "params": {"hnsw_ef": 200}}
+        return list(rest.post(f"{one}/points/query", query).result["points"])
+
+    wait_until(graphs, within_s=60)
+    before = hits()
+    made = rest.post(f"{one}/snapshots").result
+    content = raw(shared_agent, "GET", f"{one}/snapshots/{made['name']}")[1]
+    assert rest.put(f"{one}/snapshots/recover", {"location": made["name"]}).result is True
+    assert graphs() >= 1
+    assert hits() == before
+    assert upload(shared_agent, f"{one}/snapshots/upload", content)[0] == 200
+    assert [hit["id"] for hit in hits()] == [hit["id"] for hit in before]
+    wait_until(graphs, within_s=60)
+    assert [hit["id"] for hit in hits()] == [hit["id"] for hit in before]
 
 
 def test_a_shard_is_brought_back_alone(shared_agent: RunningAgent, rest: Rest, collection_name: str) -> None:

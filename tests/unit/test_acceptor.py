@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.store.acceptor import COPIES, LOG_BYTES_MIN, Acceptor
+from agent.store.acceptor import LOG_BYTES_MIN, Acceptor
+from agent.store.acceptor_log import COPIES
 from core.consensus.register import Accept, Accepted, Ballot, Prepare, Promise, Refused, Value
 from core.errors import Damaged, StartRefused, Unavailable
 
@@ -111,6 +112,34 @@ async def test_an_older_record_damaged_in_both_copies_is_refused(tmp_path: Path)
     content[60] ^= 1
     for name in COPIES:
         (tmp_path / "a" / name).write_bytes(content)
+    with pytest.raises(Damaged, match="damaged record"):
+        await Acceptor.open(tmp_path / "a", fresh=False)
+
+
+async def batch_torn_in_its_first_record(folder: Path, *, then: int) -> None:
+    """A batch of two whose first record no copy has, and `then` records that were written after it."""
+    await filled(folder, 1)
+    acceptor = await Acceptor.open(folder, fresh=False)
+    await asyncio.gather(acceptor.handle(accept(2)), acceptor.handle(accept(2, b"y", "other")))
+    for version in range(3, 3 + then):
+        await acceptor.handle(accept(version))
+    await acceptor.close()
+    for name in COPIES:
+        content = bytearray((folder / name).read_bytes())
+        first = [at for at in range(len(content)) if content.startswith(b"\xa5acc", at)][2]
+        content[first : first + 20] = bytes(20)
+        (folder / name).write_bytes(content)
+
+
+async def test_of_a_torn_batch_nothing_was_answered_so_all_of_it_is_dropped(tmp_path: Path) -> None:
+    await batch_torn_in_its_first_record(tmp_path / "a", then=0)
+    acceptor = await Acceptor.open(tmp_path / "a", fresh=False)
+    assert (acceptor.cell("k").value.version, acceptor.cell("other").value.version) == (1, 0)
+    await acceptor.close()
+
+
+async def test_a_lost_record_that_a_later_one_knew_to_be_synced_is_damage(tmp_path: Path) -> None:
+    await batch_torn_in_its_first_record(tmp_path / "a", then=1)
     with pytest.raises(Damaged, match="damaged record"):
         await Acceptor.open(tmp_path / "a", fresh=False)
 
