@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from core.errors import BadRequest
+from core.errors import BadRequest, TooLarge
 
 Payload = dict[str, Any]
 Step = str | int | None
@@ -20,6 +20,9 @@ Step = str | int | None
 _BARE = re.compile(r"[\w-]+")
 _INDEX = re.compile(r"\[([0-9]{0,20})\]")
 DEPTH_MAX = 128
+PATH_CHARS_MAX = 4096
+PAYLOAD_BYTES_MAX = 8 << 20
+"""Of one point, after an edit. An upsert's payload is smaller, as an entry of the log is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,11 @@ def parse_path(text: str) -> Path:
             steps.append(int(index.group(1)) if index.group(1) else None)
             at = index.end()
         if at == len(text):
+            if len(steps) > DEPTH_MAX or len(text) > PATH_CHARS_MAX:
+                raise BadRequest(
+                    f"Wrong input: payload path of {len(steps)} levels, {len(text)} characters: at most "
+                    f"{DEPTH_MAX} levels and {PATH_CHARS_MAX} characters are possible"
+                )
             return Path(tuple(steps))
         if text[at] != ".":
             raise _bad_path(text)
@@ -141,6 +149,14 @@ def decode_payload(raw: bytes) -> Payload:
     return payload
 
 
+def parse_set_path(text: str, new: Payload) -> Path:
+    """The path to set `new` at. Raises BadRequest also if the payload could not be read again afterwards."""
+    path = parse_path(text)
+    if len(path.steps) + _depth(new) > DEPTH_MAX:
+        raise BadRequest(f"Wrong input: payload: with its key nested over {DEPTH_MAX} levels deep")
+    return path
+
+
 def encode_payload(payload: Payload) -> bytes:
     return msgspec.json.encode(payload)
 
@@ -177,9 +193,15 @@ def set_payload(old: Payload, new: Payload, key: Path | None = None) -> Payload:
 
     Objects that the path misses are made, what is no object on its way is replaced (by an empty list where
     the path goes on with `[]` or `[0]`); a position beyond a list's end changes nothing.
+    Raises TooLarge if it would be set at so many places that the payload exceeds PAYLOAD_BYTES_MAX.
     """
     if key is None:
         return merge(old, new)
+    if None in key.steps:
+        through_lists = len(key.steps) - key.steps[::-1].index(None)
+        places = len(values_at(old, Path(key.steps[:through_lists])))
+        if places * len(encode_payload(new)) > PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"payload: over {PAYLOAD_BYTES_MAX} bytes after it was set at {places} places")
     changed: Payload = _set(deepcopy(old), key.steps, new)
     return changed
 

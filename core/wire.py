@@ -113,6 +113,8 @@ class Outcome(Struct, frozen=True, array_like=True):
     touched: int = 0
     missing: bytes | None = None
     """The first id (17 bytes) that does not exist, for the operations that must say so."""
+    too_large: bytes | None = None
+    """The first id whose payload would have become too large; it was left as it was."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -125,4 +127,5 @@ def encode_op(op: Op) -> bytes:
 
 def decode_op(data: bytes | memoryview) -> Op:
     """Raises msgspec.ValidationError or msgspec.DecodeError if `data` is no operation."""
-    return _decoder.decode(data)
+    op: Op = _decoder.decode(data)
+    return op

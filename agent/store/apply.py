@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from agent.columns.writer import ColumnWriter, Prepared
 from agent.page import ShardFlag
 from agent.points_reader import Row, rows_from
 from agent.store.contents import Contents
@@ -18,9 +19,19 @@ from agent.store.manifest import ShardSchema
 from agent.store.matching import PointTest, compile_where
 from agent.store.points import NewRow
 from agent.store.publishing import Publisher
-from core.errors import NoRoom
+from core.errors import NoRoom, TooLarge
 from core.hashing import KEY_BYTES
-from core.payload import Payload, decode_payload, delete_keys, encode_payload, merge, parse_path, set_payload
+from core.payload import (
+    PAYLOAD_BYTES_MAX,
+    Payload,
+    decode_payload,
+    delete_keys,
+    encode_payload,
+    merge,
+    parse_path,
+    parse_set_path,
+    set_payload,
+)
 from core.replication.log import Entry
 from core.replication.recent import Remembered
 from core.wire import (
@@ -69,6 +80,13 @@ class DeadSlot(NamedTuple):
     died_s: float
 
 
+class _Edit(NamedTuple):
+    """Payloads edited in place, and what each column is to say of them."""
+
+    slots: I64
+    columns: list[tuple[ColumnWriter, Prepared]]
+
+
 class Applier:
     """The one who changes a shard's contents. `dead` are the slots whose rows a checkpoint will purge."""
 
@@ -82,6 +100,7 @@ class Applier:
         """What was found damaged while it was copied."""
         self._new: list[I64] = []
         self._old: list[int] = []
+        self._edits: list[_Edit] = []
 
     # -- a batch ----------------------------------------------------------------------------------------
 
@@ -132,27 +151,45 @@ class Applier:
         return _Transaction(self)
 
     def begin(self) -> None:
-        self._new, self._old = [], []
+        self._new, self._old, self._edits = [], [], []
         self.points.begin()
 
     def abandon(self) -> None:
         """Undo what the batch did so far."""
         self.points.rollback()
         self.contents.forget_from(self.points.meta.slot_high)
-        self.publisher.end_edit()
+        for column in self.contents.columns.values():
+            column.forget()
 
     def _publish(self) -> None:
         """In the order that a reader beside us relies on: it copies the live bits first, the record after."""
         meta, live = self.points.meta, self.contents.live
+        self._edit_columns()
         self.publisher.update(on=ShardFlag.PUBLISHING, slot_high=meta.slot_high)
         old = np.array(self._old, np.int64)
         new = np.concatenate(self._new) if self._new else old[:0]
         live.set(new[~np.isin(new, old)] if len(old) else new)
         live.clear(old)
-        self.publisher.end_edit()
         self.publisher.update(off=ShardFlag.PUBLISHING, applied=meta.applied, points=meta.count)
         now_s = time.monotonic()
         self.dead += [DeadSlot(slot, meta.applied, now_s) for slot in self._old]
+
+    def _edit_columns(self) -> None:
+        """What searches know of edited payloads, changed in place. Without columns, too, the page counts the
+        edits: fronts keep what they found in payloads for as long as nothing is edited."""
+        if not self._edits:
+            return
+        for edit in self._edits:
+            for column, _ in edit.columns:
+                column.mark(edit.slots)
+        self.publisher.begin_edit()
+        for edit in self._edits:
+            for column, prepared in edit.columns:
+                column.edit(prepared)
+        self.publisher.end_edit()
+        for edit in self._edits:
+            for column, _ in edit.columns:
+                column.unmark(edit.slots)
 
     def fill_columns(self, ks: Sequence[int], low: int, high: int) -> None:
         """Put the live points of slots low..high-1 into columns that nobody looks at yet."""
@@ -258,19 +295,38 @@ class Applier:
         """Other payloads in the same slots."""
         found, missing = self._points_of(op.ids, op.where)
         edit = payload_edit(op)
+        slots = sorted(found.values())
+        touched = 0
+        too_large: list[bytes] = []
+        for at in range(0, len(slots), _SCAN_ROWS):  # of all at once, memory could not hold the payloads
+            stored = self.points.rows(slots[at : at + _SCAN_ROWS])
+            touched += self._edit_rows(seq, sorted(stored.values()), edit, too_large)
+        return Outcome(touched=touched, missing=missing, too_large=min(too_large, default=None))
+
+    def _edit_rows(
+        self, seq: int, stored: Sequence[Row], edit: Callable[[bytes], Payload], too_large: list[bytes]
+    ) -> int:
         rows, payloads = [], []
-        for row in sorted(self.points.rows(list(found.values())).values()):
-            payload = edit(row.payload)
+        for row in stored:
+            try:
+                payload = edit(row.payload)
+                encoded = encode_payload(payload) if payload else b""
+            except TooLarge:
+                too_large.append(row.id)
+                continue
+            if len(encoded) > max(PAYLOAD_BYTES_MAX, len(row.payload)):
+                too_large.append(row.id)
+                continue
             payloads.append(payload)
-            rows.append(NewRow(row.slot, row.id, seq, row.born, encode_payload(payload) if payload else b""))
+            rows.append(NewRow(row.slot, row.id, seq, row.born, encoded))
         self.points.edit(rows)
         if rows:
-            # Without columns, too: fronts keep what they found in payloads for as long as nothing is edited.
-            self.publisher.begin_edit()
             slots = np.array([row.slot for row in rows])
-            for column in self.contents.columns.values():
-                column.edit(slots, payloads)
-        return Outcome(touched=len(rows), missing=missing)
+            columns = self.contents.columns.values()
+            self._edits.append(
+                _Edit(slots, [(column, column.prepare(slots, payloads)) for column in columns])
+            )
+        return len(rows)
 
     # -- parts of operations ----------------------------------------------------------------------------
 
@@ -377,7 +433,7 @@ def payload_edit(op: PayloadOp) -> Callable[[bytes], Payload]:
     match op:
         case SetPayload():
             new = decode_payload(op.payload)
-            path = None if op.path is None else parse_path(op.path)
+            path = None if op.path is None else parse_set_path(op.path, new)
             if path is None:
                 return lambda old: merge(decode_payload(old), new)
             return lambda old: set_payload(decode_payload(old), new, path)

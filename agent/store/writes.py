@@ -19,8 +19,9 @@ from agent.store.shard import Shard, Until
 from core.api.checks import Limits
 from core.api.strict import check_points_count, strict_mode
 from core.cluster import Collection
-from core.errors import NotFound, Overloaded
+from core.errors import BadRequest, NotFound, Overloaded
 from core.hashing import point_id
+from core.payload import PAYLOAD_BYTES_MAX
 from core.wire import Outcome
 
 REQUESTS_MAX = 1024
@@ -155,8 +156,15 @@ def _identity(idempotency_key: str, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _raise_missing(operation: Prepared, outcomes: list[Outcome]) -> None:
-    """The rest was done; the client learns the first id, in its own order, that does not exist."""
+    """The rest was done; the client learns the first id, in its own order, that does not exist, or else
+    the first whose payload was left alone."""
+    too_large = min((one.too_large for one in outcomes if one.too_large is not None), default=None)
     missing = {outcome.missing for outcome in outcomes if outcome.missing is not None}
+    if not missing and too_large is not None:
+        raise BadRequest(
+            f"Wrong input: payload of point {point_id(too_large)}: would be over {PAYLOAD_BYTES_MAX} bytes, "
+            "it was left as it was"
+        )
     if not missing:
         return
     first = next((key for key in operation.ids if key in missing), next(iter(missing)))

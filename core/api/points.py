@@ -16,7 +16,7 @@ from core.api.filters import FilterBody, filter_json
 from core.api.vectors import VectorRows, pack_default, pack_named, params_of
 from core.errors import BadRequest
 from core.hashing import IdKey, PointId, id_key
-from core.payload import Path, Payload, decode_payload, parse_path
+from core.payload import Path, Payload, decode_payload, parse_path, parse_set_path
 
 Vectors = Mapping[str, VectorParams]
 UpdateMode = Literal["upsert", "insert_only", "update_only"]
@@ -300,9 +300,9 @@ def parse_clear(body: Selector, limits: Limits = DEFAULT_LIMITS) -> ClearPayload
 
 
 def parse_set_payload(body: SetPayload, limits: Limits = DEFAULT_LIMITS) -> MergePayload:
-    key = None if body.key is None else parse_path(body.key)
-    chosen = choose(body.points, body.filter, body.shard_key, limits)
-    return MergePayload(_given_payload(body.payload), chosen, key)
+    payload = _given_payload(body.payload)
+    key = None if body.key is None else parse_set_path(body.key, payload)
+    return MergePayload(payload, choose(body.points, body.filter, body.shard_key, limits), key)
 
 
 def parse_overwrite_payload(body: SetPayload, limits: Limits = DEFAULT_LIMITS) -> ReplacePayload:
