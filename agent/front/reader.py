@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agent.exact import Rows
 from agent.front.bitmaps import Bitmaps
-from agent.front.rows import StoredRows
+from agent.front.rows import KnownSeqs, StoredRows
 from agent.front.sealed import NO_GRAPHS, Sealed, open_sealed
 from agent.front.view import Look
 from agent.mapped import MappedFile
@@ -77,6 +77,7 @@ class ShardReader:
         self._quiet_high = 0
         self._opening = threading.Lock()
         self.points = StoredRows(self.folder / "points.db")
+        self.seqs = KnownSeqs()
         self.bitmaps = Bitmaps(self.folder, self.points, metrics)
         self.manifest = read_manifest(self.folder / NAME)
         self._take(self.manifest)
@@ -89,7 +90,7 @@ class ShardReader:
             for path, index in info.indexes.items()
             if index.schema.type == "text"
         }
-        self.bitmaps.set_text_indexes(self.text_indexes)
+        self.bitmaps.set_schema(self.text_indexes, info.vectors)
 
     def close(self) -> None:
         self.points.close()

@@ -7,10 +7,38 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent import points_reader
 from agent.points_reader import Row
 
 _CACHE_KB = 4 << 10
+
+
+I64 = NDArray[np.int64]
+
+
+class KnownSeqs:
+    """Versions of points by slot, kept while no payload is edited: a new vector makes a new slot, so
+    nothing else changes them. They spare a plain search its only SELECT."""
+
+    def __init__(self) -> None:
+        self._valid_for = (-1, -1)
+        self._seqs = np.zeros(0, np.int64)
+
+    def table(self, edits: int, low: int, high: int) -> I64 | None:
+        """By slot - low, 0 where unknown, to be looked up and filled; None while payloads are edited."""
+        if edits & 1:
+            return None
+        seqs = self._seqs
+        if self._valid_for != (edits, low):
+            seqs = np.zeros(max(1024, high - low), np.int64)
+        elif len(seqs) < high - low:
+            seqs = np.concatenate((seqs, np.zeros(high - low, np.int64)))
+        # Who still fills a former table fills one that nobody looks at.
+        self._seqs, self._valid_for = seqs, (edits, low)
+        return seqs
 
 
 class StoredRows:

@@ -181,8 +181,18 @@ class Look:
         return [row.payload if (row := rows.get(slot)) is not None else b"" for slot in slots.tolist()]
 
     def seqs(self, slots: I64) -> I64:
+        low = self.record.slot_low
+        known = self.reader.seqs.table(self.record.edits, low, self.high)
+        if known is not None and (not len(slots) or int(slots.max()) < self.high):
+            found: I64 = known[slots - low]
+            if found.all():
+                return found
         rows = self._stored(slots)
-        return np.array([rows[slot].seq if slot in rows else 0 for slot in slots.tolist()], np.int64)
+        seqs = np.array([rows[slot].seq if slot in rows else 0 for slot in slots.tolist()], np.int64)
+        if known is not None:
+            within = (slots >= low) & (slots < self.high)
+            known[slots[within] - low] = seqs[within]
+        return seqs
 
     def _stored(self, slots: I64) -> Mapping[int, Row]:
         """Rows of points.db; those that this look has read are kept, as an answer asks twice for them."""

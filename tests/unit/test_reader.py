@@ -64,3 +64,24 @@ async def test_exact_scores_are_those_of_the_metric(tmp_path: Path, distance: Di
             [(slots, scores)] = look.nearest(0, query, limit=20, ef=None, exact=exact, where=None)
             assert scores == pytest.approx(np.sort(s)[::-1][:20], rel=1e-5)
             assert scores.tolist() == pytest.approx(s[slots].tolist(), rel=1e-5)
+
+
+async def test_a_version_is_that_of_the_last_write_also_when_it_was_looked_up_before(tmp_path: Path) -> None:
+    rows = unit_rows(10, 8)
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+
+        def versions(ids: list[int]) -> list[int]:
+            look = shard.reader.view()
+            slots = look.slots([id_key(i) for i in ids])
+            # Twice: what the first reads from points.db, the second knows.
+            first, second = look.seqs(slots).tolist(), shard.reader.view().seqs(slots).tolist()
+            assert first == second
+            return first
+
+        await shard.upsert(range(5), rows[:5])
+        assert versions([0, 1, 4]) == [1, 1, 1]
+        await shard.upsert(range(5, 10), rows[5:])
+        await shard.overwrite([1], {"edited": True})
+        assert versions([0, 1, 4, 9]) == [1, 3, 1, 2]
+        await shard.upsert([4], rows[:1])
+        assert versions([4, 1]) == [4, 3]

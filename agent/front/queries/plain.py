@@ -56,7 +56,11 @@ def answers(
         only = views[0]
         pages = [_page(search, collection, each) for search, each in zip(searches, found[0], strict=True)]
         if len(pages) > 1:  # one SELECT for all: the look keeps what it has read
-            only.seqs(np.concatenate([slots for slots, _ in pages]))
+            slots = np.concatenate([slots for slots, _ in pages])
+            if any(want.payload.wanted for want in wanted):
+                only.payloads(slots)
+            else:
+                only.seqs(slots)
         return [_points(collection, only, page, want) for page, want in zip(pages, wanted, strict=True)]
     return [
         _merged(collection, views, [each[i] for each in found], search, wanted[i])
