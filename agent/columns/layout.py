@@ -43,6 +43,7 @@ class Flag(IntFlag):
     EMPTY = 16  # is_empty holds: no key, null, or []
     ODD = 32  # the number of values is not the length of the list
     TEXTS = 64  # text: several strings, so that tokens may come from different ones
+    BUSY = 128  # being edited in place, if the page says that an edit is under way: look at the payload
 
 
 @dataclass(frozen=True, slots=True)

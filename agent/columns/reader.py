@@ -40,7 +40,8 @@ YesMaybe = tuple[Bits, Bits]
 
 
 class ColumnReader:
-    """One column, mapped. Between edits its answers are those of core/filters.py, as far as they are sure."""
+    """One column, mapped. Its answers are those of core/filters.py, as far as they are sure, if the number of
+    edits in the page was the same before and after."""
 
     def __init__(self, folder: Path, k: int, params: ColumnParams) -> None:
         """`folder` is the shard's columns folder."""
@@ -59,9 +60,16 @@ class ColumnReader:
         filled: Bits = (self._flags_of(low, high) & (Flag.ONE | Flag.MANY)) != 0
         return filled
 
-    def mask(self, condition: FieldCondition, low: int, high: int) -> YesMaybe:
-        """The condition over slots low..high-1."""
+    def mask(self, condition: FieldCondition, low: int, high: int, *, editing: bool = False) -> YesMaybe:
+        """The condition over slots low..high-1. `editing`: the page says that an edit is under way."""
         flags = self._flags_of(low, high)
+        yes, maybe = self._mask(condition, flags, low, high)
+        if not editing:
+            return yes, maybe
+        busy = (flags & Flag.BUSY) != 0
+        return yes & ~busy, maybe | busy
+
+    def _mask(self, condition: FieldCondition, flags: U8, low: int, high: int) -> YesMaybe:
         match condition:
             case IsEmpty():
                 return _certain((flags & Flag.EMPTY) != 0)

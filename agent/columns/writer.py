@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,23 @@ _ONE, _EMPTY = int(Flag.ONE), int(Flag.EMPTY)
 _NULL = int(Flag.NULL | Flag.EMPTY)
 
 
-class ColumnWriter:
-    """One column. `put` is for new slots, ascending; `edit` for published ones, between the page's edits.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a column is to hold of some slots, ascending; there is room for it."""
 
+    slots: I64
+    marks: npt.NDArray[np.uint8]
+    values: npt.NDArray[Any] | None
+    """By slot; None where the type has none."""
+    owners: list[int]
+    items: list[Any]
+
+
+class ColumnWriter:
+    """One column. `put` is for new slots, ascending. Published ones are edited in three steps:
+
+    `prepare` as part of a transaction, `mark` before the page says that an edit is under way and `edit`
+    after that, `unmark` when the page says that it is over. What is prepared is edited or `forget` called.
     One thread at a time, except `sync`. Files of slots put twice end as if put once, with the last values.
     """
 
@@ -45,6 +60,8 @@ class ColumnWriter:
         self._files["head"].reserve(HEAD_BYTES)
         self._head = self._files["head"].array(np.uint64)
         self._codes: dict[str, int] = {}
+        self._promised = 0
+        """Items that were prepared and have their room beyond those that are there."""
         if self._head[Head.FORMAT] == 0:
             self._begin()
         elif self._head[Head.FORMAT] != FORMAT:
@@ -130,35 +147,54 @@ class ColumnWriter:
 
     def put(self, slots: I64, payloads: Sequence[Payload]) -> None:
         """The values of these payloads, for slots that nobody looks at yet."""
-        if not len(slots):
-            return
+        if len(slots):
+            self._place(self._prepared(slots, payloads), 0)
+
+    def prepare(self, slots: I64, payloads: Sequence[Payload]) -> Prepared:
+        """Other payloads of published slots, ascending, for `edit`. Raises OSError (ENOSPC)."""
+        prepared = self._prepared(slots, payloads)
+        self._promised += len(prepared.items)
+        self._reserve_items(0)
+        return prepared
+
+    def forget(self) -> None:
+        """Nothing that was prepared will be edited."""
+        self._promised = 0
+
+    def mark(self, slots: I64) -> None:
+        """From when the page says so until `unmark`, readers look at the payloads of these slots."""
+        self._files["flags"].bytes()[slots] |= np.uint8(Flag.BUSY)
+
+    def edit(self, prepared: Prepared) -> None:
+        """Between `mark` and `unmark`; needs no more room."""
+        self._promised = max(0, self._promised - len(prepared.items))
+        self._place(prepared, int(Flag.BUSY))
+
+    def unmark(self, slots: I64) -> None:
+        self._files["flags"].bytes()[slots] &= np.uint8(~Flag.BUSY & 0xFF)
+
+    def _prepared(self, slots: I64, payloads: Sequence[Payload]) -> Prepared:
         self.reserve(int(slots[-1]) + 1)
         found = self._found(payloads)
-        flags = self._files["flags"].bytes()
-        # Left over from a process that was killed before it published these slots.
+        if not self._layout.scalar:
+            return self._texts(slots, found)
+        plain = self._plain(found)
+        if plain is not None:
+            return Prepared(slots, np.full(len(slots), _ONE, np.uint8), plain, [], [])
+        return self._mixed(slots, found)
+
+    def _place(self, prepared: Prepared, busy: int) -> None:
+        slots, flags = prepared.slots, self._files["flags"].bytes()
+        # Of the values before, or left over from a process that was killed before it published these slots.
         stale = slots[(flags[slots] & Flag.MANY) != 0]
         if len(stale):
             self._drop_items(stale)
-        self._files["flags"].dirty = True
-        if self._layout.scalar:
+        if prepared.values is not None:
             self._files["values"].dirty = True
-            values = self._values()
-            plain = self._plain(found)
-            if plain is not None:
-                values[slots] = plain
-                flags[slots] = _ONE
-                return
-            fresh = np.zeros((len(slots), self._layout.width), self._layout.dtype)
-            marks = self._mixed(slots, found, fresh)
-            values[slots] = fresh if self._layout.width > 1 else fresh[:, 0]
-            flags[slots] = marks
-        else:
-            flags[slots] = self._texts(slots, found)
-
-    def edit(self, slots: I64, payloads: Sequence[Payload]) -> None:
-        """Other payloads in published slots; readers derive nothing from the column meanwhile."""
-        order = np.argsort(slots, kind="stable")
-        self.put(slots[order], [payloads[i] for i in order.tolist()])
+            self._values()[slots] = prepared.values
+        self._files["flags"].dirty = True
+        flags[slots] = prepared.marks | np.uint8(busy)
+        self._append(prepared.owners, prepared.items)
 
     def _values(self) -> npt.NDArray[Any]:
         layout = self._layout
@@ -189,8 +225,9 @@ class ColumnWriter:
                 return None
         return None
 
-    def _mixed(self, slots: I64, found: list[Any], fresh: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Flags of rows of any kind; `fresh` takes their single values."""
+    def _mixed(self, slots: I64, found: list[Any]) -> Prepared:
+        """Rows of any kind."""
+        fresh = np.zeros((len(slots), self._layout.width), self._layout.dtype)
         if self._kind == "keyword":
             self._learn(_strings(found))
         marks = bytearray(len(found))
@@ -214,8 +251,8 @@ class ColumnWriter:
             else:
                 marks[i] = _ONE
                 fresh[i] = one
-        self._append(owners, items)
-        return np.frombuffer(marks, np.uint8)
+        values = fresh if self._layout.width > 1 else fresh[:, 0]
+        return Prepared(slots, np.frombuffer(marks, np.uint8), values, owners, items)
 
     def _several(self, value: list[Any] | _Several) -> tuple[int, list[Any]]:
         """Flags and encoded elements of a list, or of a path that leads to several values."""
@@ -239,7 +276,7 @@ class ColumnWriter:
             flags |= Flag.ODD
         return flags, encoded
 
-    def _texts(self, slots: I64, found: list[Any]) -> npt.NDArray[np.uint8]:
+    def _texts(self, slots: I64, found: list[Any]) -> Prepared:
         """Text: the tokens of each row, once each."""
         marks = bytearray(len(found))
         rows: list[tuple[int, set[str]]] = []
@@ -256,8 +293,8 @@ class ColumnWriter:
             marks[i] = flags
         self._learn([token for _, tokens in rows for token in tokens])
         owners = [owner for owner, tokens in rows for _ in tokens]
-        self._append(owners, [self._codes[token] for _, tokens in rows for token in tokens])
-        return np.frombuffer(marks, np.uint8)
+        codes = [self._codes[token] for _, tokens in rows for token in tokens]
+        return Prepared(slots, np.frombuffer(marks, np.uint8), None, owners, codes)
 
     def _foreign(self) -> int:
         self._set_head(Head.FOREIGN, int(self._head[Head.FOREIGN]) + 1)
@@ -282,9 +319,16 @@ class ColumnWriter:
         if not owners:
             return
         layout, at = self._layout, int(self._head[Head.ITEMS_HIGH])
+        self._reserve_items(len(owners))
         self._files["items"].write(at * layout.value_bytes, np.array(items, layout.dtype).data)
         self._files["owners"].write(at * 8, np.array(owners, np.int64).data)
         self._set_head(Head.ITEMS_HIGH, at + len(owners))
+
+    def _reserve_items(self, count: int) -> None:
+        """Room for so many items and for those that are promised."""
+        high = int(self._head[Head.ITEMS_HIGH]) + count + self._promised
+        self._files["items"].reserve(high * self._layout.value_bytes)
+        self._files["owners"].reserve(high * 8)
 
     def _drop_items(self, slots: I64) -> None:
         low, high = int(self._head[Head.ITEMS_LOW]), int(self._head[Head.ITEMS_HIGH])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.columns.reader import ColumnReader
-from agent.front.evaluation import Evaluation
+from agent.front.evaluation import Answer, Evaluation
 from agent.front.rows import StoredRows
 from agent.metrics import Metrics
 from agent.points_reader import Row
@@ -29,6 +29,7 @@ Bits = NDArray[np.bool_]
 I64 = NDArray[np.int64]
 
 _CACHE_BYTES = 16 << 20
+_CACHE_FILTERS = 512
 _ROWS_AT_ONCE = 1024
 _TRIES = 8
 
@@ -48,15 +49,20 @@ class Bitmaps:
     def __init__(self, folder: Path, rows: StoredRows, metrics: Metrics | None) -> None:
         self._folder, self._rows, self._metrics = folder, rows, metrics
         self._texts: TextIndexes = {}
+        self._names: Mapping[str, int] = {}
         self._columns: dict[PayloadPath, ColumnReader] = {}
         self._by_number: dict[int, ColumnReader] = {}
         self._states: Mapping[str, ColumnState] = {}
         self._recent: OrderedDict[Filter, _Known] = OrderedDict()
+        self._kept_bytes = 0
+        self._generation = 0
+        """Grows whenever filters may mean something else, or columns come and go."""
         self._lock = threading.Lock()
 
-    def set_text_indexes(self, texts: TextIndexes) -> None:
-        if texts != self._texts:
-            self._texts = texts
+    def set_schema(self, texts: TextIndexes, names: Mapping[str, int]) -> None:
+        """What the map says: how text is cut, by path, and the numbers of the vectors."""
+        if texts != self._texts or names != self._names:
+            self._texts, self._names = texts, dict(names)
             self._forget()
 
     def take_columns(self, states: Mapping[str, ColumnState]) -> None:
@@ -83,32 +89,35 @@ class Bitmaps:
 
     def _forget(self) -> None:
         with self._lock:
+            self._generation += 1
             self._recent.clear()
+            self._kept_bytes = 0
 
     def mask(self, look: Look, where: Filter) -> Bits:
-        """Which of the slots look.base..look.high-1 match; only what is said of live slots counts."""
-        edits = look.record.edits
+        """Which of the slots look.base..look.high-1 match; only what is said of live slots counts.
+
+        Of a point that is edited meanwhile its state before or after: columns answer only if no edit began
+        or ended while they were asked (and not for the points under edit), rows are read whole.
+        """
+        generation, columns, texts = self._generation, self._columns, self._texts
         keepable = not any(isinstance(c, HasId) for c in conditions_in(where))
-        bits = np.zeros(look.high - look.base, np.bool_)
-        start = look.base
+        edits = look.edits_now()
         for _ in range(_TRIES):
             known = self._known(where, edits, look.base) if keepable else None
-            bits = np.zeros(look.high - look.base, np.bool_)
-            start = look.base
-            if known is not None:
-                have = known.bits[look.base - known.base :][: len(bits)]
-                bits[: len(have)] = have
-                start += len(have)
-            if start < look.high:
-                bits[start - look.base :] = self._matching(look, where, start, look.high)
-            now = look.edits_now()
-            if now == edits and not edits & 1:
+            end = 0 if known is None else known.base + len(known.bits)
+            start = max(look.base, min(look.high, end))
+            answer = Evaluation(look, columns, start, look.high, editing=bool(edits & 1)).filter(where)
+            before, edits = edits, look.edits_now()
+            if edits == before:
                 break
-            edits = now
         else:
-            return bits  # edits without a pause: of each point its state before or after one
-        if keepable and start < look.steady_high:
-            self._keep(where, _Known(edits, look.base, bits[: look.steady_high - look.base]))
+            known, start = None, look.base
+            answer = Evaluation(look, {}, start, look.high).filter(where)
+        bits = self._decided(look, where, answer, start, texts)
+        if known is not None:
+            bits = np.concatenate((known.bits[look.base - known.base :][: start - look.base], bits))
+        if keepable and start < look.steady_high and not edits & 1 and look.edits_now() == edits:
+            self._keep(where, _Known(edits, look.base, bits[: look.steady_high - look.base]), generation)
         return bits
 
     def _known(self, where: Filter, edits: int, base: int) -> _Known | None:
@@ -119,33 +128,35 @@ class Bitmaps:
             self._recent.move_to_end(where)
             return known
 
-    def _keep(self, where: Filter, known: _Known) -> None:
+    def _keep(self, where: Filter, known: _Known, generation: int) -> None:
         with self._lock:
+            if generation != self._generation:
+                return  # found by columns or meanings that are not those of now
+            old = self._recent.pop(where, None)
             self._recent[where] = known
-            self._recent.move_to_end(where)
-            room = _CACHE_BYTES
-            for key in reversed(list(self._recent)):
-                room -= len(self._recent[key].bits)
-                if room < 0:
-                    del self._recent[key]
+            self._kept_bytes += len(known.bits) - (0 if old is None else len(old.bits))
+            while len(self._recent) > _CACHE_FILTERS or self._kept_bytes > _CACHE_BYTES:
+                self._kept_bytes -= len(self._recent.popitem(last=False)[1].bits)
 
-    def _matching(self, look: Look, where: Filter, low: int, high: int) -> Bits:
-        answer = Evaluation(look, self._columns, low, high).filter(where)
+    def _decided(self, look: Look, where: Filter, answer: Answer, low: int, texts: TextIndexes) -> Bits:
+        """The answer for slots low..look.high-1, with what is in doubt looked up."""
+        if answer.yes is answer.maybe:
+            return answer.yes
         doubtful = answer.maybe & ~answer.yes
-        doubtful &= look.live()[low - look.base : high - look.base]
+        doubtful &= look.live()[low - look.base :]
         slots = np.flatnonzero(doubtful) + low
-        if len(slots):
-            bits = answer.yes.copy()
-            bits[slots[self._tested(look, where, slots)] - low] = True
-            return bits
-        return answer.yes
+        if not len(slots):
+            return answer.yes
+        bits = answer.yes.copy()
+        bits[slots[self._tested(look, where, slots, texts)] - low] = True
+        return bits
 
-    def _tested(self, look: Look, where: Filter, slots: I64) -> Bits:
+    def _tested(self, look: Look, where: Filter, slots: I64, texts: TextIndexes) -> Bits:
         """Which of the slots match by their stored payloads."""
         if self._metrics is not None:
             self._metrics.counter("shoal_filter_payloads_read_total").add(len(slots))
             self._metrics.counter("shoal_filter_scans_total").add()
-        test = compile_filter(where, self._texts)
+        test = compile_filter(where, texts)
         found = np.zeros(len(slots), np.bool_)
         for at in range(0, len(slots), _ROWS_AT_ONCE):
             part = slots[at : at + _ROWS_AT_ONCE]

@@ -27,11 +27,13 @@ class Answer(NamedTuple):
 
 
 class Evaluation:
-    """One filter, one look, one range of slots."""
+    """One filter, one look, one range of slots. `editing`: the page said so before it began."""
 
-    def __init__(self, look: Look, columns: Mapping[Path, ColumnReader], low: int, high: int) -> None:
+    def __init__(
+        self, look: Look, columns: Mapping[Path, ColumnReader], low: int, high: int, *, editing: bool = False
+    ) -> None:
         self._look, self._columns = look, columns
-        self._low, self._high = low, high
+        self._low, self._high, self._editing = low, high, editing
 
     def filter(self, where: Filter) -> Answer:
         """All clauses hold. The answers of conditions are not changed in place: they may be shared."""
@@ -68,7 +70,10 @@ class Evaluation:
                 column = self._columns.get(condition.path)
                 if column is None:
                     return self._unknown()
-                return Answer(*column.mask(condition, self._low, self._high))
+                try:
+                    return Answer(*column.mask(condition, self._low, self._high, editing=self._editing))
+                except FileNotFoundError:  # the index has just been dropped
+                    return self._unknown()
 
     def _all(self, value: bool) -> Answer:
         return self._certain(np.full(self._high - self._low, value))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from agent.columns.writer import ColumnWriter, Prepared
 from agent.page import ShardFlag
 from agent.points_reader import Row, rows_from
 from agent.store.contents import Contents
@@ -79,6 +80,13 @@ class DeadSlot(NamedTuple):
     died_s: float
 
 
+class _Edit(NamedTuple):
+    """Payloads edited in place, and what each column is to say of them."""
+
+    slots: I64
+    columns: list[tuple[ColumnWriter, Prepared]]
+
+
 class Applier:
     """The one who changes a shard's contents. `dead` are the slots whose rows a checkpoint will purge."""
 
@@ -92,6 +100,7 @@ class Applier:
         """What was found damaged while it was copied."""
         self._new: list[I64] = []
         self._old: list[int] = []
+        self._edits: list[_Edit] = []
 
     # -- a batch ----------------------------------------------------------------------------------------
 
@@ -142,27 +151,45 @@ class Applier:
         return _Transaction(self)
 
     def begin(self) -> None:
-        self._new, self._old = [], []
+        self._new, self._old, self._edits = [], [], []
         self.points.begin()
 
     def abandon(self) -> None:
         """Undo what the batch did so far."""
         self.points.rollback()
         self.contents.forget_from(self.points.meta.slot_high)
-        self.publisher.end_edit()
+        for column in self.contents.columns.values():
+            column.forget()
 
     def _publish(self) -> None:
         """In the order that a reader beside us relies on: it copies the live bits first, the record after."""
         meta, live = self.points.meta, self.contents.live
+        self._edit_columns()
         self.publisher.update(on=ShardFlag.PUBLISHING, slot_high=meta.slot_high)
         old = np.array(self._old, np.int64)
         new = np.concatenate(self._new) if self._new else old[:0]
         live.set(new[~np.isin(new, old)] if len(old) else new)
         live.clear(old)
-        self.publisher.end_edit()
         self.publisher.update(off=ShardFlag.PUBLISHING, applied=meta.applied, points=meta.count)
         now_s = time.monotonic()
         self.dead += [DeadSlot(slot, meta.applied, now_s) for slot in self._old]
+
+    def _edit_columns(self) -> None:
+        """What searches know of edited payloads, changed in place. Without columns, too, the page counts the
+        edits: fronts keep what they found in payloads for as long as nothing is edited."""
+        if not self._edits:
+            return
+        for edit in self._edits:
+            for column, _ in edit.columns:
+                column.mark(edit.slots)
+        self.publisher.begin_edit()
+        for edit in self._edits:
+            for column, prepared in edit.columns:
+                column.edit(prepared)
+        self.publisher.end_edit()
+        for edit in self._edits:
+            for column, _ in edit.columns:
+                column.unmark(edit.slots)
 
     def fill_columns(self, ks: Sequence[int], low: int, high: int) -> None:
         """Put the live points of slots low..high-1 into columns that nobody looks at yet."""
@@ -294,11 +321,11 @@ class Applier:
             rows.append(NewRow(row.slot, row.id, seq, row.born, encoded))
         self.points.edit(rows)
         if rows:
-            # Without columns, too: fronts keep what they found in payloads for as long as nothing is edited.
-            self.publisher.begin_edit()
             slots = np.array([row.slot for row in rows])
-            for column in self.contents.columns.values():
-                column.edit(slots, payloads)
+            columns = self.contents.columns.values()
+            self._edits.append(
+                _Edit(slots, [(column, column.prepare(slots, payloads)) for column in columns])
+            )
         return len(rows)
 
     # -- parts of operations ----------------------------------------------------------------------------

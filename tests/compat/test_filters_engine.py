@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from tests.compat.awkward import Json
 from tests.compat.filtering import Twin, odd_types, own_types
 from tests.running.agent import RunningAgent
+from tests.running.rest import Rest
+from tests.running.waiting import wait_until
 
 POINTS = 60
 
@@ -127,3 +133,88 @@ def change(both: Twin, agent: RunningAgent, step: str) -> None:
             agent.wait_ended()
             both.reconnect()
             agent.start()
+
+
+HOT = range(1_000, 1_030)
+HOT_PATHS = ("color", "tags", "n", "text")
+SIDES = (
+    {"color": "red", "tags": ["red", "x1", "sea"], "n": 1, "text": "deep red sea"},
+    {"color": "blue", "tags": ["blue", "x1"], "n": 2, "text": "a blue word"},
+)
+"""The two payloads between which the hot points go back and forth."""
+
+
+def one_side(side: int) -> Json:
+    wanted = SIDES[side]
+    return {
+        "must": [
+            {"key": "color", "match": {"value": wanted["color"]}},
+            {"key": "n", "match": {"value": wanted["n"]}},
+        ]
+    }
+
+
+ALWAYS = (
+    {"should": [one_side(0), one_side(1)]},
+    {"must": {"key": "tags", "match": {"any": ["red", "blue"]}}},
+    {"must": [{"key": "tags", "match": {"value": "x1"}}, {"key": "n", "range": {"gte": 1}}]},
+    {"should": [{"key": "text", "match": {"text": "red sea"}}, {"key": "color", "match": {"value": "blue"}}]},
+)
+NEVER = (
+    {"must": [{"key": "color", "match": {"value": "red"}}, {"key": "n", "match": {"value": 2}}]},
+    {"must": [{"key": "tags", "match": {"value": "red"}}, {"key": "tags", "match": {"value": "blue"}}]},
+    {"must": [{"key": "text", "match": {"text": "red"}}, {"key": "n", "match": {"value": 2}}]},
+    {"must": {"key": "tags", "match": {"any": ["red", "blue"]}}, "must_not": [one_side(0), one_side(1)]},
+)
+
+
+def write_hot(client: Rest, name: str, stop: threading.Event) -> int:
+    """Each of the hot points from one side to the other, all at once, by every kind of write in turn."""
+    at, vector, rounds = f"/collections/{name}/points", {"": [1, 0, 0, 0, 0]}, 0
+    while not stop.is_set():
+        payload = SIDES[rounds % 2]
+        points = [{"id": i, "vector": vector, "payload": payload} for i in HOT]
+        chosen = {"payload": payload, "points": list(HOT)}
+        by_filter = {"payload": payload, "filter": {"must": {"has_id": list(HOT)}}}
+        calls = [
+            ("PUT", "", {"points": points}),
+            ("POST", "/payload", chosen),
+            ("PUT", "/payload", by_filter),
+        ]
+        method, path, body = calls[rounds % 3]
+        assert client.call(method, at + path, body, wait=rounds % 7 != 0).status == 200
+        rounds += 1
+    return rounds
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(180)])])
+def test_a_point_under_edit_is_seen_before_or_after_and_never_between(pair: Twin, seconds: int) -> None:
+    """With its indexes dropped and made again meanwhile."""
+    pair.fill(POINTS)
+    for path in HOT_PATHS:
+        pair.index(path, own_types(path))
+    client, deadline_s, asked = pair.clients[0], time.monotonic() + seconds, 0
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write_hot, pair.clients.pop(), pair.name, stop)
+        try:
+            wait_until(lambda: hot(client, pair, {}) == sorted(HOT), 10)
+            while time.monotonic() < deadline_s:
+                asked += 1
+                assert hot(client, pair, pair.rng.choice(ALWAYS)) == sorted(HOT)
+                assert hot(client, pair, pair.rng.choice(NEVER)) == []
+                if asked % 25 == 0:
+                    path = pair.rng.choice(HOT_PATHS)
+                    pair.drop_index(path)
+                    pair.index(path, own_types(path))
+        finally:
+            stop.set()
+        assert writing.result() > 10
+    assert asked > 10
+
+
+def hot(client: Rest, pair: Twin, filter_: Json) -> list[int]:
+    """Which of the hot points match."""
+    body = {"filter": filter_, "limit": 10_000, "with_payload": False}
+    found = client.post(f"/collections/{pair.name}/points/scroll", body).result["points"]
+    return sorted(point["id"] for point in found if point["id"] in HOT)

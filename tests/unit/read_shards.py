@@ -53,7 +53,9 @@ class Written:
         self.texts = [c.path for c in shard.schema.columns.values() if c.type == "text"]
         self.reader = ShardReader(folder, page, 0)
         self.reader.names = names
-        self.reader.bitmaps.set_text_indexes({parse_path(path): DEFAULT_TEXT for path in self.texts})
+        self.reader.bitmaps.set_schema(
+            {parse_path(path): DEFAULT_TEXT for path in self.texts}, self.reader.names
+        )
 
     async def write(self, op: Op) -> None:
         await self.shard.write(op, deadline_s=asyncio.get_running_loop().time() + 30)
