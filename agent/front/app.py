@@ -135,6 +135,7 @@ class App:
 
     async def _run(self, http: web.BaseRequest, route: Route, request: Request) -> Reply:
         if route.streams or not http.can_read_body:
+            _invite_body(http)
             return await route.handler(request)
         size = http.content_length
         if size is None:  # chunked: as much as it may become
@@ -156,6 +157,7 @@ class App:
         try:
             if http.content.is_eof():  # it came with the head, as most do
                 return await http.read()
+            _invite_body(http)
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 return await http.read()
         except web.HTTPRequestEntityTooLarge:
@@ -229,6 +231,13 @@ class App:
         origin = http.headers.get("Origin")
         if origin is not None:
             response.headers.update(_cors(origin, self._limits.cors_origins))
+
+
+def _invite_body(http: web.BaseRequest) -> None:
+    """Tell a client that asked first to send its body: curl waits a second for it, others for ever."""
+    asked = http.headers.get("Expect", "").lower() == "100-continue" and http.can_read_body
+    if asked and http.transport is not None and not http.content.is_eof():
+        http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _method(method: str) -> str:
