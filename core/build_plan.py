@@ -17,6 +17,8 @@ class BuildRules:
 
     start_rows: int = 4_000
     """A tail of so many slots is folded; a shorter one counts as indexed, as searching it costs little."""
+    quiet_rows: int = 512
+    """The same where nobody writes: at rest no search should pay for a tail, and time is free."""
     dead_share: float = 0.25
     dead_rows_min: int = 1_000
     """So many rows of the graphs must be dead before they are made anew."""
@@ -45,16 +47,16 @@ DEFAULT_RULES = BuildRules()
 
 
 def next_build(
-    state: GraphState, save_s_per_byte: float, rules: BuildRules = DEFAULT_RULES
+    state: GraphState, save_s_per_byte: float, rules: BuildRules = DEFAULT_RULES, *, quiet: bool = False
 ) -> BuildKind | None:
-    """None: the graphs are as they should be."""
+    """None: the graphs are as they should be. `quiet`: nothing was written for a while."""
     if not state.segments:
         return "base" if state.tail >= rules.start_rows else None
     base, *deltas = state.segments
     count = sum(segment.count for segment in state.segments)
     if count - state.live >= max(rules.dead_rows_min, rules.dead_share * count):
         return "vacuum"
-    if state.tail < rules.start_rows:
+    if state.tail < (rules.quiet_rows if quiet else rules.start_rows):
         return None
     if base.bytes * save_s_per_byte <= rules.save_s_max:
         return "merge" if deltas else "fold"

@@ -36,6 +36,8 @@ I64 = NDArray[np.int64]
 SAVE_S_PER_BYTE = 3.7e-9
 """Until a save was measured on this machine."""
 LOOK_S = 0.1
+QUIET_S = 2.0
+"""Without a write for this long a shard is quiet: also a short tail is folded then."""
 FREE_LOOK_S = 1.0
 FREE_EVERY_S = 12.0
 """Of one shard: rows stay readable for 10 s after their death, and only then their space can go."""
@@ -70,6 +72,8 @@ class BuildShard(Protocol):
 class _Running(msgspec.Struct, frozen=True):
     job: Job
     shard: BuildShard
+    quiet: bool
+    """Nobody waits for it."""
 
 
 class Builds:
@@ -89,6 +93,7 @@ class Builds:
         self._quiet_high: dict[Path, int] = {}
         self._failed_until: dict[tuple[Path, int], float] = {}
         self._freed_s: dict[Path, float] = {}
+        self._last_write: dict[Path, tuple[int, float]] = {}
 
     def handlers(self) -> Mapping[str, Handler]:
         """For the link."""
@@ -112,26 +117,37 @@ class Builds:
                 free_at = loop.time() + FREE_LOOK_S
 
     def flag_shards(self) -> None:
-        """`yellow` while something is built or due, `green` when not."""
-        due = {id(shard) for shard, _, _ in self._due()}
+        """`yellow` while something is built or due, `green` when not. What is only done because there is
+        time for it changes nothing that anybody waits for."""
+        due = {id(shard) for shard, _, _ in self._due(quiet_too=False)}
         for shard in self._shards():
-            running = self._running is not None and self._running.shard is shard
+            job = self._running
+            running = job is not None and job.shard is shard and not job.quiet
             building = running or id(shard) in due
             if building != bool(shard.record.flags & ShardFlag.BUILDING):
                 shard.set_building(building)
 
     # -- what is due ---------------------------------------------------------------------------------------
 
-    def _due(self) -> Iterator[tuple[BuildShard, int, BuildKind]]:
+    def _due(self, *, quiet_too: bool = True) -> Iterator[tuple[BuildShard, int, BuildKind]]:
         rules = self._rules()
         for shard in self._shards():
             if shard.damage is not None:
                 continue
             high = self._published(shard)
+            quiet = quiet_too and self._is_quiet(shard)
             for v, state in shard.manifest.vectors.items():
-                kind = self._kind(shard, int(v), state, high, rules)
+                kind = self._kind(shard, int(v), state, high, rules, quiet)
                 if kind is not None:
                     yield shard, int(v), kind
+
+    def _is_quiet(self, shard: BuildShard) -> bool:
+        now_s, applied = asyncio.get_running_loop().time(), shard.record.applied
+        last = self._last_write.get(shard.folder)
+        if last is None or last[0] != applied:
+            self._last_write[shard.folder] = (applied, now_s)
+            return False
+        return now_s - last[1] >= QUIET_S
 
     def _published(self, shard: BuildShard) -> int:
         """Slots below this are live or dead for good; above, their bits may not be set yet."""
@@ -141,7 +157,7 @@ class Builds:
         return self._quiet_high.get(shard.folder, record.slot_low)
 
     def _kind(
-        self, shard: BuildShard, v: int, state: VectorState, high: int, rules: BuildRules
+        self, shard: BuildShard, v: int, state: VectorState, high: int, rules: BuildRules, quiet: bool
     ) -> BuildKind | None:
         if state.graph == "none" or state.distance is Distance.MANHATTAN:
             return None
@@ -151,7 +167,7 @@ class Builds:
             _live(shard.folder, v, low, state.built) if state.segments else 0,
             high - max(state.built, low),
         )
-        return next_build(graphs, self._save_s_per_byte, rules)
+        return next_build(graphs, self._save_s_per_byte, rules, quiet=quiet)
 
     def _most_urgent(self, now_s: float) -> tuple[BuildShard, int, BuildKind] | None:
         """The longest tail first: it is what searches feel."""
@@ -190,7 +206,8 @@ class Builds:
             segments=state.segments,
             mean=state.mean,
         )
-        self._running = _Running(job, shard)
+        waited_for = any(other is shard for other, _, _ in self._due(quiet_too=False))
+        self._running = _Running(job, shard, quiet=not waited_for)
         return {}, to_body(job)
 
     async def _done(self, header: Header, body: bytes, deadline: float) -> Answer:
