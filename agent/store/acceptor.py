@@ -184,15 +184,15 @@ class Acceptor:
         fds: list[int] = []
         try:
             for name in COPIES:
-                self._disk.unlink(self._folder / f"{name}.new")  # what a crash left
                 fds.append(self._disk.open(self._folder / f"{name}.new"))
                 self._disk.allocate(fds[-1], 0, allocated)
-                self._disk.write(fds[-1], content, 0)
+                # What a crash left in a spare must not look like records behind the new ones.
+                left = os.pread(fds[-1], os.fstat(fds[-1]).st_size, 0).rstrip(b"\0")
+                self._disk.write(fds[-1], content.ljust(len(left), b"\0"), 0)
                 self._disk.sync(fds[-1])
         except OSError:
-            for fd, name in zip(fds, COPIES, strict=False):
+            for fd in fds:
                 os.close(fd)
-                self._disk.unlink(self._folder / f"{name}.new")
             raise
         try:
             for name in COPIES:
@@ -203,6 +203,20 @@ class Acceptor:
             raise self._fail(e) from e
         self._use(fds, number, len(content), allocated)
         self._generation += 1
+        self._keep_spares()
+
+    def _keep_spares(self) -> None:
+        """Room for the next copies: when the disk is full, collections must still be deleted."""
+        try:
+            for name in COPIES:
+                fd = self._disk.open(self._folder / f"{name}.new")
+                try:
+                    self._disk.allocate(fd, 0, LOG_BYTES_MIN)
+                finally:
+                    os.close(fd)
+        except OSError as e:
+            if not _is_full(e):
+                raise self._fail(e) from e
 
     def _write_in_place(self, content: bytes, number: int) -> None:
         """On a full disk: the same bytes over themselves, so that this process's fsync covers them."""

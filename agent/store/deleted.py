@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -68,10 +69,17 @@ def set_aside(data: Path, collection: int, about: bytes, *, now_us: int) -> None
 
 def _bury(data: Path, collection: int, folders: list[Path], about: bytes, now_us: int) -> None:
     grave = data / DELETED / f"{now_us:017d}-{collection}"
-    grave.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (grave / ABOUT).write_bytes(about)
-    for folder in folders:
-        folder.rename(grave / folder.name)
+    try:
+        grave.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (grave / ABOUT).write_bytes(about)
+        for folder in folders:
+            folder.rename(grave / folder.name)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Deleting is how a full disk gets room again: then nothing is kept.
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(data: Path, bounds: Bounds, *, now_us: int, is_low: Callable[[], bool]) -> list[str]:

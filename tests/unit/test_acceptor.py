@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from agent.store.acceptor import LOG_BYTES_MIN, Acceptor
 from agent.store.acceptor_log import COPIES
+from agent.store.files import Files
 from core.consensus.register import Accept, Accepted, Ballot, Prepare, Promise, Refused, Value
-from core.errors import Damaged, StartRefused, Unavailable
+from core.errors import Damaged, NoRoom, StartRefused, Unavailable
 
 
 def accept(version: int, data: bytes = b"x", key: str = "k") -> Accept:
@@ -76,7 +78,7 @@ async def test_every_flipped_or_missing_byte_of_one_copy_is_healed_by_the_other(
 ) -> None:
     content = (await filled(tmp_path / "a")).rstrip(b"\0")
     whole = {name: (tmp_path / "a" / name).read_bytes() for name in COPIES}
-    for at in range(0, len(content), 3):
+    for at in range(0, len(content), 11):
         for damaged in (content[:at], content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]):
             for name in COPIES:
                 (tmp_path / "a" / name).write_bytes(damaged if name == copy else whole[name])
@@ -151,6 +153,40 @@ async def test_a_crash_between_the_two_renames_leaves_a_whole_state(tmp_path: Pa
     assert (await reopened(tmp_path / "a"))[0] == 3
 
 
+class FullDisk(Files):
+    """Gives no new block once it is full."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+
+    def allocate(self, fd: int, offset: int, size: int) -> None:
+        if self.is_full and offset + size > os.fstat(fd).st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().allocate(fd, offset, size)
+
+
+async def test_on_a_full_disk_there_is_room_for_some_more_changes_and_it_starts(tmp_path: Path) -> None:
+    """Or no collection could be deleted, and the disk would stay full."""
+    disk = FullDisk()
+    acceptor = await Acceptor.open(tmp_path / "a", fresh=True, files=disk)
+    disk.is_full = True
+    accepted = 0
+    while accepted < 1_000:
+        try:
+            await acceptor.handle(accept(accepted + 1, bytes(50_000)))
+        except NoRoom:
+            break
+        accepted += 1
+    assert 30 < accepted < 50, "its file and its spare, of a megabyte each"
+    await acceptor.close()
+
+    again = await Acceptor.open(tmp_path / "a", fresh=False, files=disk)
+    assert again.cell("k").value.version == accepted
+    disk.is_full = False
+    assert isinstance(await again.handle(accept(1_000)), Accepted)
+    await again.close()
+
+
 async def test_after_a_failed_write_it_answers_nothing_until_a_restart(tmp_path: Path) -> None:
     acceptor = await Acceptor.open(tmp_path / "a", fresh=True)
     await acceptor.handle(accept(1))
@@ -180,6 +216,7 @@ async def test_a_cancelled_caller_leaves_the_request_to_finish(tmp_path: Path) -
 
 async def test_a_folder_that_cannot_be_written_refuses_the_start(tmp_path: Path) -> None:
     await filled(tmp_path / "a")
+    (tmp_path / "a" / f"{COPIES[0]}.new").unlink()
     (tmp_path / "a" / f"{COPIES[0]}.new").mkdir()
     with pytest.raises(StartRefused, match="cannot write the register"):
         await Acceptor.open(tmp_path / "a", fresh=False)
