@@ -21,11 +21,12 @@ def crash(folder: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("disk", ["kill", "cut"])
 def test_a_node_starts_after_a_crash_with_all_that_was_acknowledged(tmp_path: Path, disk: str) -> None:
-    found = crash(tmp_path, "--disk", disk, "--step", "9")
+    found = crash(tmp_path, "--disk", disk, "--step", "13")
     assert found["failures"] == []
-    assert found["points"] > 100
+    assert found["points"] > 200
 
 
 @pytest.mark.long
