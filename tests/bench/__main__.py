@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -61,6 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[table.Line]:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that agents and folders are cleaned up
     with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as place:
         lines = measure(options, Path(place))
     text = f"{table.machine(data.ROOT)}\n\n{table.table(lines)}"
