@@ -281,7 +281,8 @@ class PointsDb:
         if self._wal_fd >= 0:
             os.close(self._wal_fd)
             self._wal_fd = -1
-        self.db.close()
+        with self._files.checkpoint(self.path):  # the last connection to close makes one
+            self.db.close()
 
     def _copy_of_meta(self) -> PointsMeta:
         m = self.meta

@@ -21,7 +21,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent.mapped import GrowingBits
 from agent.store.files import Files
+from agent.store.log import LogWriter
 from agent.store.manifest import NAME, ColumnParams, Segment
 from agent.store.shard import Shard
 from core.errors import ShoalError
@@ -353,6 +355,17 @@ async def _side_by_side(bench: Bench, acks: Acks, ops: dict[int, list[Op]], rng:
             raise
 
 
+def _no_fsync() -> None:
+    LogWriter.sync = lambda self: None  # type: ignore[method-assign]
+
+
+def _stale_live_bit() -> None:
+    GrowingBits.clear = lambda self, slots: None  # type: ignore[method-assign]
+
+
+BUGS = {"no-fsync": _no_fsync, "stale-live-bit": _stale_live_bit}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -360,9 +373,12 @@ def main() -> None:
     parser.add_argument("--disk", choices=["kill", "cut"], default="kill")
     parser.add_argument("--seeds", type=int, default=1, help="power cuts at each call, or random runs")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--bug", choices=BUGS, help="put a known bug in, which the checks must find")
     parser.add_argument("--rounds", type=int, default=6, help="power cuts of a random run")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
+    if options.bug:
+        BUGS[options.bug]()
     if options.scenario == "random":
         results = [
             at_random(options.folder / str(seed), seed, options.rounds)

@@ -33,6 +33,7 @@ from core.wire import (
     Upsert,
 )
 from tests.storing.contents import SCHEMA, Model, keys, rows, upsert, vector
+from tests.storing.folders import folder_in_memory
 from tests.storing.operations import some_op
 from tests.storing.shards import Bench, write
 
@@ -40,8 +41,14 @@ UUID = "0f0e0d0c-0b0a-0908-0706-050403020100"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path / "shard")
+def folder() -> Iterator[Path]:
+    with folder_in_memory() as made:
+        yield made / "shard"
+
+
+@pytest.fixture
+def bench(folder: Path) -> Iterator[Bench]:
+    made = Bench(folder)
     yield made
     made.close()
 
@@ -239,8 +246,8 @@ async def test_an_operation_over_the_bound_of_an_entry_is_refused(bench: Bench) 
             await write(shard, Upsert(keys([1]), (), (b'"' + b"x" * (4 << 20) + b'"',)))
 
 
-async def test_a_full_queue_says_so(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "shard", queue_entries_max=3)
+async def test_a_full_queue_says_so(folder: Path) -> None:
+    bench = Bench(folder, queue_entries_max=3)
     async with bench.shard() as shard:
         answers = await asyncio.gather(
             *(write(shard, upsert([i], 1)) for i in range(10)), return_exceptions=True
@@ -293,8 +300,8 @@ async def test_a_filter_that_is_none_is_refused_before_it_is_logged(bench: Bench
         assert bench.record.applied == 1
 
 
-async def test_acknowledgements_slow_down_while_the_tail_is_too_long(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "shard", tail_rows_max=10)
+async def test_acknowledgements_slow_down_while_the_tail_is_too_long(folder: Path) -> None:
+    bench = Bench(folder, tail_rows_max=10)
     async with bench.shard() as shard:
         await write(shard, upsert(range(10), 1))
         assert shard.statistics().delay_s == 0
@@ -320,8 +327,8 @@ def segment(folder: Path, low: int, high: int) -> Segment:
     return Segment("base", path.name, low, high, high - low, len(data), hash_)
 
 
-async def test_a_checkpoint_cuts_the_log_and_purges_rows_of_dead_slots(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "shard")
+async def test_a_checkpoint_cuts_the_log_and_purges_rows_of_dead_slots(folder: Path) -> None:
+    bench = Bench(folder)
     async with bench.shard() as shard:
         for tag in range(3):
             await write(
@@ -340,8 +347,8 @@ async def test_a_checkpoint_cuts_the_log_and_purges_rows_of_dead_slots(tmp_path:
     bench.close()
 
 
-async def test_rows_of_dead_slots_stay_for_searches_under_way(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "shard", purge_after_s=3600)
+async def test_rows_of_dead_slots_stay_for_searches_under_way(folder: Path) -> None:
+    bench = Bench(folder, purge_after_s=3600)
     async with bench.shard() as shard:
         await write(shard, upsert([1], 1))
         await write(shard, upsert([1], 2))
@@ -354,8 +361,8 @@ async def test_rows_of_dead_slots_stay_for_searches_under_way(tmp_path: Path) ->
     bench.close()
 
 
-async def test_a_checkpoint_comes_by_itself_when_the_log_has_grown(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "shard", checkpoint_bytes_min=1000, checkpoint_bytes_max=1000)
+async def test_a_checkpoint_comes_by_itself_when_the_log_has_grown(folder: Path) -> None:
+    bench = Bench(folder, checkpoint_bytes_min=1000, checkpoint_bytes_max=1000)
     async with bench.shard() as shard:
         while shard.manifest.checkpoint == 0:
             await write(shard, upsert(range(10), 1))

@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from core.errors import Damaged
 from core.wire import Delete
 from tests.storing.contents import Points, keys, upsert
 from tests.storing.crash import INDEXED, segment
+from tests.storing.folders import folder_in_memory
 from tests.storing.shards import Bench, write
 
 Images = dict[bool, tuple[Path, Points]]
@@ -25,6 +27,12 @@ CLEAN_FILES = (
     "vectors/1.f32", "vectors/1.crc", "vectors/2.f32", "vectors/2.crc", "segments/*.usearch",
 )  # fmt: skip
 KILLED_FILES = (*CLEAN_FILES, "points.db-wal", "points.db-shm")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with folder_in_memory() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +96,16 @@ def damage_of_rows(bench: Bench) -> str | None:
     ("clean", "name"), [(True, n) for n in CLEAN_FILES] + [(False, n) for n in KILLED_FILES]
 )
 async def test_a_spoilt_file_is_put_right_or_named_and_never_served(
-    images: Images, tmp_path: Path, clean: bool, name: str, how: str
+    images: Images, folder: Path, clean: bool, name: str, how: str
 ) -> None:
     image, expected = images[clean]
     rng = random.Random(f"{name} {how} {clean}")
-    for attempt in range(1 if how == "missing" else 8):
-        folder = tmp_path / str(attempt)
-        shutil.copytree(image, folder)
-        (path,) = folder.glob(name)
+    for attempt in range(1 if how == "missing" else 4):
+        copy = folder / str(attempt)
+        shutil.copytree(image, copy)
+        (path,) = copy.glob(name)
         spoil(path, how, rng)
-        bench = Bench(folder, schema=INDEXED)
+        bench = Bench(copy, schema=INDEXED)
         async with bench.shard() as shard:
             if shard.damage is None:
                 damage = damage_of_rows(bench)
@@ -125,12 +133,9 @@ async def test_a_spoilt_file_is_put_right_or_named_and_never_served(
         ("segments/*.usearch", True), ("vectors/1.crc", True), ("log/*.log", True),
     ],
 )  # fmt: skip
-async def test_what_can_be_derived_is_made_anew(
-    images: Images, tmp_path: Path, name: str, clean: bool
-) -> None:
+async def test_what_can_be_derived_is_made_anew(images: Images, folder: Path, name: str, clean: bool) -> None:
     image, expected = images[clean]
-    folder = tmp_path / "shard"
-    shutil.copytree(image, folder)
+    shutil.copytree(image, folder, dirs_exist_ok=True)
     (path,) = folder.glob(name)
     path.unlink()
     bench = Bench(folder, schema=INDEXED)
@@ -159,10 +164,9 @@ async def test_a_log_that_is_whole_from_the_beginning_rebuilds_points_and_vector
     bench.close()
 
 
-async def test_a_damaged_segment_is_dropped_and_its_slots_are_tail(images: Images, tmp_path: Path) -> None:
+async def test_a_damaged_segment_is_dropped_and_its_slots_are_tail(images: Images, folder: Path) -> None:
     image, _ = images[True]
-    folder = tmp_path / "shard"
-    shutil.copytree(image, folder)
+    shutil.copytree(image, folder, dirs_exist_ok=True)
     (path,) = folder.glob("segments/*")
     path.write_bytes(b"something else")
     bench = Bench(folder, schema=INDEXED)
