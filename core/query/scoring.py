@@ -48,8 +48,17 @@ def similarities(metric: Distance, rows: F32, examples: F32) -> F32:
 def scores_of(metric: Distance, s: F32) -> F32:
     """What the API answers for a plain vector query: s itself, or the distance."""
     if metric is Distance.EUCLID:
-        return np.sqrt(np.maximum(-s, np.float32(0)))
-    return -s if metric is Distance.MANHATTAN else s
+        return finite(np.sqrt(np.maximum(-s, np.float32(0))))
+    return finite(-s if metric is Distance.MANHATTAN else s)
+
+
+def finite(scores: F32) -> F32:
+    """Scores as JSON can spell them: what overflowed is the largest f32, what is no number the lowest."""
+    if np.isfinite(scores).all():
+        return scores
+    largest = float(np.finfo(np.float32).max)
+    bounded: F32 = np.nan_to_num(scores, nan=-largest, posinf=largest, neginf=-largest)
+    return bounded
 
 
 def average(positives: F32, negatives: F32) -> F32:

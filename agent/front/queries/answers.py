@@ -15,6 +15,7 @@ from agent.front.queries.plan import VectorSpec
 from core.hashing import PointId, point_id
 from core.payload import PayloadSelector, decode_payload
 from core.query.order import OrderValue
+from core.query.scoring import finite
 
 PayloadAnswer = Raw | dict[str, Any]
 VectorAnswer = list[float] | dict[str, list[float]]
@@ -99,7 +100,7 @@ def scored_points(collection: Collection, hits: Hits, wanted: Wanted) -> list[Sc
         return []
     rows = Candidates(collection.sources, hits)
     columns = _columns(rows, wanted)
-    versions, scores = rows.seqs().tolist(), hits.scores.tolist()
+    versions, scores = rows.seqs().tolist(), finite(hits.scores).tolist()
     return [
         ScoredPoint(point_id(key), version, score, *rest)
         for key, version, score, rest in zip(hits.keys, versions, scores, columns, strict=True)
