@@ -144,7 +144,8 @@ class PageRun:
     def _placed(self, text: str) -> str:
         for address, port in self._ports.items():
             text = text.replace(address, f"127.0.0.1:{port}")
-        return text
+        # The port after it, where other programs would offer gRPC, is named alone.
+        return text.replace("grpc_port=6334", f"grpc_port={self._ports[_ADDRESSES[0]] + 1}")
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
