@@ -179,7 +179,7 @@ class Store:
         made: dict[int, int] = {}
         for number, history in histories.items():
             folder = _folder(collection.id, number)
-            shard = await Shard.create(
+            made[number] = await Shard.make(
                 folder,
                 collection=collection.id,
                 shard=number,
@@ -187,8 +187,6 @@ class Store:
                 ports=self._ports,
                 history=history,
             )
-            made[number] = shard.manifest.incarnation
-            await shard.close(checkpoint=False)
         return made
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:

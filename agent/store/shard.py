@@ -144,21 +144,41 @@ class Shard:
         schema: ShardSchema,
         ports: ShardPorts,
         settings: ShardSettings | None = None,
-        history: int | None = None,
     ) -> Shard:
-        """An empty shard, durable before this returns; what an interrupted create left is replaced.
-
-        `history`: the id that all replicas of the shard share; drawn here if there is none yet.
-        """
-        publisher = Publisher(ports.page, ports.places, collection, shard)
-        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher)
-        identity = Identity(
-            secrets.randbits(63), secrets.randbits(63) if history is None else history, promised=1
+        """`make` and `open`."""
+        await cls.make(
+            folder,
+            collection=collection,
+            shard=shard,
+            schema=schema,
+            ports=ports,
+            history=secrets.randbits(63),
         )
-        await run_to_end(ports.executor, recovery.create, identity)
         return await cls.open(
             folder, collection=collection, shard=shard, schema=schema, ports=ports, settings=settings
         )
+
+    @classmethod
+    async def make(
+        cls,
+        folder: Path,
+        *,
+        collection: int,
+        shard: int,
+        schema: ShardSchema,
+        ports: ShardPorts,
+        history: int,
+    ) -> int:
+        """The files of an empty shard, durable before this returns; what an interrupted make left is
+        replaced. `history` is the id that all replicas of the shard share. Returns the incarnation."""
+        publisher = Publisher(ports.page, ports.places, collection, shard)
+        try:
+            recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher)
+            identity = Identity(secrets.randbits(63), history, promised=1)
+            await run_to_end(ports.executor, recovery.create, identity)
+        finally:
+            publisher.close()
+        return identity.incarnation
 
     @classmethod
     async def open(

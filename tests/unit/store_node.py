@@ -49,7 +49,7 @@ class StoreNode:
     async def make_logs(self, collection: Collection, histories: Mapping[int, int]) -> dict[int, int]:
         made: dict[int, int] = {}
         for number, history in histories.items():
-            shard = await Shard.create(
+            made[number] = await Shard.make(
                 shard_folder(self.data, collection.id, number),
                 collection=collection.id,
                 shard=number,
@@ -57,8 +57,6 @@ class StoreNode:
                 ports=self._ports,
                 history=history,
             )
-            made[number] = shard.manifest.incarnation
-            await shard.close(checkpoint=False)
         return made
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
