@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ U8 = NDArray[np.uint8]
 _AHEAD_SLOTS = 1 << 14
 """Live bits are copied this far beyond the last slot known, because the page is read after them."""
 _TRIES = 64
+_RETRY_S = 0.5
 
 
 class VectorFiles:
@@ -76,6 +78,7 @@ class ShardReader:
         self._known_high = 0
         self._quiet_high = 0
         self._opening = threading.Lock()
+        self._retry_s = 0.0
         self.points = StoredRows(self.folder / "points.db")
         self.seqs = KnownSeqs()
         self.bitmaps = Bitmaps(self.folder, self.points, metrics)
@@ -165,7 +168,7 @@ class ShardReader:
             with self._opening:
                 self._take(read_manifest(self.folder / NAME))
             return
-        if not self._opening.acquire(blocking=False):
+        if time.monotonic() < self._retry_s or not self._opening.acquire(blocking=False):
             return
         try:
             manifest = read_manifest(self.folder / NAME)
@@ -173,20 +176,24 @@ class ShardReader:
             threading.Thread(
                 target=self._open_beside, args=(manifest,), name="graphs.open", daemon=True
             ).start()
-        except BaseException:
+        except (Damaged, OSError):
+            self._failed()
             self._opening.release()
-            raise
 
     def _open_beside(self, manifest: Manifest) -> None:
         try:
             self._take(manifest)
         except (Damaged, OSError):
-            # Its files may be gone because there is a newer manifest: the next look tries again. If they
-            # are damaged, the scrubber says so; the old graphs, and the rows themselves, answer until then.
-            if self._metrics is not None:
-                self._metrics.counter("shoal_graphs_not_opened_total").add()
+            self._failed()
         finally:
             self._opening.release()
+
+    def _failed(self) -> None:
+        """Files may be gone because there is a newer manifest: a later look tries again. If they are damaged
+        the scrubber says so; the old graphs, and the rows themselves, answer until then."""
+        self._retry_s = time.monotonic() + _RETRY_S
+        if self._metrics is not None:
+            self._metrics.counter("shoal_graphs_not_opened_total").add()
 
     def _take(self, manifest: Manifest) -> None:
         """Open what the manifest names and use it from the next look on. Raises Damaged, OSError."""

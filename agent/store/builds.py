@@ -113,7 +113,7 @@ class Builds:
             self.flag_shards()
             if loop.time() >= free_at:
                 for shard in list(self._shards()):
-                    await self._free(shard)
+                    await self.free(shard)
                 free_at = loop.time() + FREE_LOOK_S
 
     def flag_shards(self) -> None:
@@ -242,7 +242,7 @@ class Builds:
 
     # -- space ---------------------------------------------------------------------------------------------
 
-    async def _free(self, shard: BuildShard) -> None:
+    async def free(self, shard: BuildShard) -> None:
         """Move the survivors of the oldest slots up, if the shard spans too many; checkpoints free them."""
         record = shard.record
         count = slots_to_free(low=record.slot_low, high=record.slot_high, live=record.points)

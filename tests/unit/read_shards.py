@@ -27,7 +27,7 @@ from net.logs import log_to
 
 F32 = NDArray[np.float32]
 LOG = log_to(sys.stderr, level="error")
-ALL_IN_MEMORY = ShardSettings(tail_rows_max=10**9)
+LONG_TAILS = ShardSettings(tail_rows_max=10**9)
 
 
 def schema(
@@ -84,13 +84,18 @@ def keys(ids: Sequence[int | str]) -> bytes:
 
 @asynccontextmanager
 async def written_shard(
-    folder: Path, wanted: ShardSchema, *, names: Mapping[str, int] | None = None
+    folder: Path,
+    wanted: ShardSchema,
+    *,
+    names: Mapping[str, int] | None = None,
+    purge_after_s: float = 10.0,
 ) -> AsyncIterator[Written]:
     page = Page.make()
     with ThreadPoolExecutor(4) as executor:
         ports = ShardPorts(page, ShardPlaces(page), executor, LOG)
+        settings = msgspec.structs.replace(LONG_TAILS, purge_after_s=purge_after_s)
         shard = await Shard.create(
-            folder, collection=1, shard=0, schema=wanted, ports=ports, settings=ALL_IN_MEMORY
+            folder, collection=1, shard=0, schema=wanted, ports=ports, settings=settings
         )
         written = Written(shard, page, folder, names or {})
         try:

@@ -1,56 +1,42 @@
-"""What is built next: decisions over counts, as a table."""
+"""What is built next: the rules, over counts."""
 
 from __future__ import annotations
 
 import pytest
 
-from core.build_plan import BuildKind, BuildRules, GraphState, SegmentSize, next_build, slots_to_free
+from core.build_plan import BuildKind, GraphState, SegmentSize, next_build, slots_to_free
 
-RULES = BuildRules(start_rows=4_000, quiet_rows=512, dead_share=0.25, dead_rows_min=1_000, save_s_max=0.5)
-SMALL, LARGE = 10_000_000, 1_000_000_000
-"""Bytes of a base that is saved in 40 ms, and in 4 s."""
-S_PER_BYTE = 4e-9
+MB = 1 << 20
 
 
-def base(count: int, size: int = SMALL) -> list[SegmentSize]:
-    return [SegmentSize(count, size)]
-
-
-@pytest.mark.parametrize(
-    ("segments", "live", "tail", "quiet", "expected"),
-    [
-        ([], 0, 3_999, False, None),
-        ([], 0, 3_999, True, None),  # a small shard has no graph at all
-        ([], 0, 4_000, False, "base"),
-        (base(10_000), 10_000, 3_999, False, None),
-        (base(10_000), 10_000, 4_000, False, "fold"),
-        (base(10_000), 10_000, 511, True, None),
-        (base(10_000), 10_000, 512, True, "fold"),
-        (base(10_000), 7_500, 0, False, "vacuum"),
-        (base(10_000), 7_501, 0, False, None),
-        (base(2_000), 1_100, 0, False, None),  # too few dead to make it anew
-        (base(1_000_000, LARGE), 1_000_000, 4_000, False, "delta"),
-        ([*base(1_000_000, LARGE), SegmentSize(190_000, SMALL)], 1_190_000, 9_000, False, "delta"),
-        ([*base(1_000_000, LARGE), SegmentSize(199_000, SMALL)], 1_199_000, 9_000, False, "merge"),
-        ([*base(10_000), SegmentSize(4_000, SMALL)], 14_000, 4_000, False, "merge"),
-    ],
-)
-def test_what_is_built_next(
-    segments: list[SegmentSize], live: int, tail: int, quiet: bool, expected: BuildKind | None
-) -> None:
-    assert next_build(GraphState(segments, live, tail), S_PER_BYTE, RULES, quiet=quiet) == expected
+def graphs(*sizes: tuple[int, int], live: int | None = None, tail: int = 0) -> GraphState:
+    """Segments as (rows, MB)."""
+    segments = [SegmentSize(rows, mb * MB) for rows, mb in sizes]
+    return GraphState(segments, sum(s.count for s in segments) if live is None else live, tail)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "live", "count"),
+    ("state", "kind"),
     [
-        (0, 10_000, 10_000, 0),
-        (0, 28_192, 10_000, 0),
-        (0, 28_193, 10_000, 13_193),
-        (50_000, 60_000, 0, 10_000),
+        (graphs(tail=3_999), None),
+        (graphs(tail=4_000), "base"),
+        (graphs((50_000, 25), tail=3_999), None),
+        (graphs((50_000, 25), tail=4_000), "fold"),
+        (graphs((500_000, 250), tail=4_000), "delta"),
+        (graphs((500_000, 250), (90_000, 45), tail=4_000), "delta"),
+        (graphs((500_000, 250), (98_000, 49), tail=4_000), "merge"),
+        (graphs((50_000, 25), (4_000, 2), tail=4_000), "merge"),
+        (graphs((50_000, 25), live=40_000), None),
+        (graphs((50_000, 25), live=37_500), "vacuum"),
+        (graphs((3_000, 2), live=2_100), None),
+        (graphs((3_000, 2), live=0), "vacuum"),
     ],
 )
-def test_the_oldest_slots_are_emptied_when_a_shard_spans_too_many(
-    low: int, high: int, live: int, count: int
-) -> None:
-    assert slots_to_free(low=low, high=high, live=live) == count
+def test_what_is_due_follows_from_the_counts(state: GraphState, kind: BuildKind | None) -> None:
+    assert next_build(state, 3.7e-9) == kind
+
+
+def test_a_shard_may_span_twice_its_live_slots_and_some() -> None:
+    assert slots_to_free(low=1_000, high=29_000, live=10_000) == 0
+    assert slots_to_free(low=1_000, high=30_000, live=10_000) == 14_000
+    assert slots_to_free(low=0, high=8_192, live=0) == 0

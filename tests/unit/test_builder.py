@@ -13,7 +13,7 @@ from agent.store.builds import Builds
 from agent.store.manifest import GraphKind
 from agent.workshop import Workshop
 from core.api.config import Distance
-from core.build_plan import BuildRules
+from core.build_plan import SPAN_SLACK, BuildRules
 from core.errors import Conflict
 from core.hashing import id_key
 from tests.unit.read_shards import F32, LOG, Written, schema, written_shard
@@ -146,3 +146,24 @@ async def test_searches_go_on_while_the_base_moves_under_them(tmp_path: Path) ->
         [(slots, _)] = before.nearest(0, rows[5:6], limit=3, ef=None, exact=False, where=None)
         assert before.keys(slots)[0] == id_key(5)
         assert before.count(None) == 1000
+
+
+async def test_the_space_of_a_shard_whose_points_are_replaced_stays_bounded(tmp_path: Path) -> None:
+    rows = clustered(2000)
+    async with written_shard(tmp_path / "1-0", schema(dim=24), purge_after_s=0.0) as shard:
+        site = Site(shard)
+        for _ in range(12):
+            await shard.upsert(range(2000), rows)
+            await site.build_once()
+        await shard.upsert(range(0, 2000, 3), rows[::3])
+        assert shard.shard.record.slot_high - shard.shard.record.slot_low > 2 * 2000 + SPAN_SLACK
+        await site.builds.free(shard.shard)
+        await shard.shard.checkpoint()
+        record = shard.shard.record
+        assert record.slot_high - record.slot_low <= 2 * 2000 + SPAN_SLACK
+        while await site.build_once() is not None:
+            pass
+        assert recall(shard, clustered(50, seed=9)) >= 0.95
+        look = shard.reader.view()
+        assert look.count(None) == 2000
+        assert len(set(look.keys(look.scan(None)))) == 2000
