@@ -124,7 +124,7 @@ def test_a_disk_that_somebody_else_fills_under_load_loses_nothing(
                     file.write(bytes(1 << 18))
             except OSError as full:
                 print(f"the ballast holds {ballast.stat().st_size >> 20} MB: {full.strerror}")
-        wait_until(lambda: sum(w.unknown for w in writers) > 20, 30, "refused writes")
+        wait_until(lambda: sum(w.no_room for w in writers) > 20, 60, "refused writes")
         assert rest.post(f"{PATH}/points/count", {"exact": True}).status == 200
     assert agent.is_running(), agent.log_tail()
     agent.kill_role("group")

@@ -54,6 +54,7 @@ class Writer:
     points: dict[int, Possible] = field(default_factory=dict)
     acknowledged: int = 0
     unknown: int = 0
+    no_room: int = 0
     refused: list[str] = field(default_factory=list)
     _version: int = 0
 
@@ -87,6 +88,8 @@ class Writer:
         if answer is not None and answer.status == 200:
             self.acknowledged += 1
             self.points.update({i: {state} for i, state in after.items()})
+        elif answer is not None and answer.status == 507:
+            self.no_room += 1  # refused: nothing has changed
         elif answer is not None and answer.status < 500:
             self.refused.append(f"{answer.status} {answer.text[:200]}")
         else:
