@@ -79,18 +79,18 @@ def best_in_range(rows: Rows, queries: F32, low: int, high: int, allowed: Bits, 
     """
     if high <= low:
         return [np.empty(0, np.int64)] * len(queries)
-    chosen = np.flatnonzero(allowed)
-    if len(chosen) * 4 < high - low:  # sparse: gather rather than read all
-        return best_of_slots(rows, queries, chosen + low, count)
+    chosen = int(np.count_nonzero(allowed))
+    if chosen * 4 < high - low:  # sparse: gather rather than read all
+        return best_of_slots(rows, queries, np.flatnonzero(allowed) + low, count)
     out: list[I64] = []
     for part in _query_parts(queries, high - low):
         scores = np.empty((len(part), high - low), np.float32)
         for at in range(low, high, _BLOCK_ROWS):
             to = min(at + _BLOCK_ROWS, high)
             scores[:, at - low : to - low] = rows.block(at, to, part)
-        if len(chosen) < high - low:
+        if chosen < high - low:
             scores[:, ~allowed] = -np.inf
-        out.extend(positions + low for positions in _largest(scores, count, len(chosen)))
+        out.extend(positions + low for positions in _largest(scores, count, chosen))
     return out
 
 
@@ -120,8 +120,7 @@ def _largest(scores: F32, count: int, allowed: int) -> list[I64]:
         if allowed <= count:
             out.append(np.flatnonzero(row > -np.inf))
             continue
-        at = len(row) - count
-        top = np.partition(row, (at, len(row) - 1))
-        slack = _ROUNDING * max(np.float32(1), abs(top[-1]), abs(top[at]))
-        out.append(np.flatnonzero(row >= top[at] - slack))
+        last = np.partition(row, len(row) - count)[len(row) - count]
+        slack = _ROUNDING * max(np.float32(1), abs(row.max()), abs(last))
+        out.append(np.flatnonzero(row >= last - slack))
     return out
