@@ -102,7 +102,14 @@ class ShardReader:
         return self._page.shard(self._place)
 
     def indexed_vectors(self) -> int:
-        """How many rows the graphs hold."""
+        """How many vectors need no more work: all while the shard is not being built, for a short tail
+        counts as indexed; else those that the graphs hold."""
+        try:
+            with self.view() as look:
+                if not look.record.flags & ShardFlag.BUILDING:
+                    return sum(look.count_with(v) for v in self.vectors)
+        except Unavailable:
+            pass  # it is not open yet
         return sum(files.sealed.count for files in self.vectors.values())
 
     def segments(self) -> int:

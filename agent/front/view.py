@@ -107,6 +107,10 @@ class Look:
         """Live and with that vector, by slot from base to high."""
         return self.live() & self._unpacked(files.has_bits(self.base, self.high))
 
+    def count_with(self, v: int) -> int:
+        """How many points have the vector."""
+        return int(np.count_nonzero(self.live_with(self._files(v))))
+
     def live_from(self, files: VectorFiles, low: int) -> Bits:
         """The same from slot `low` on; an id may be there twice unless the look is distinct."""
         first = (low - self.base) >> 3
