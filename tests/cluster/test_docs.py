@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.running.agent import RunningAgent
+from tests.running.agent import ROOT, RunningAgent
 from tests.running.pages import DOCS, PageRun, blocks_of, starts_an_agent
 
 PAGES = [
@@ -43,3 +46,24 @@ def test_every_command_of_a_page_prints_what_the_page_says(
         agent.start()
         PageRun(page, folder, agent_port=agent.port).run()
         assert agent.is_running()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_the_script_of_the_sizing_page_measures_what_the_page_tells() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.sizing", "--rows", "6000"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    at_rest = done.stdout.partition("after a stop and a start")[2]
+    sizes = {
+        kind.strip(): float(size)
+        for kind, size in re.findall(r"^  (.+?) +\d+ MB a million, +([\d.]+) bytes", at_rest, re.MULTILINE)
+    }
+    assert 4 * 384 <= sizes["rows, f32"] <= 1.2 * 4 * 384
+    assert 384 + 100 <= sizes["graph"] <= 384 + 200
+    assert 281 <= sizes["ids and payloads (points.db)"] <= 281 * 1.6
+    assert {"front", "store", "main"} <= set(
+        re.findall(r"^  (\w+) +\d+ MB of its own", at_rest, re.MULTILINE)
+    )

@@ -22,7 +22,7 @@ READERS = {"SHOAL_CONFIG", "SHOAL_NODE"}
 # What a test can't do: it needs root, systemd, a container engine, another machine or a download.
 NOT_RUN = (
     "make install", "export PATH", "python3 -m venv", "/opt/shoal", "ln -sfn", "useradd", "install -d",
-    "cp deploy/", "systemctl", "journalctl", "podman", "key=", "name=", "curl -sf",
+    "cp deploy/", "systemctl", "journalctl", "podman", "key=", "name=", "curl -sf", "python -m tests.bench",
 )  # fmt: skip
 
 
