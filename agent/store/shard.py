@@ -48,6 +48,8 @@ T = TypeVar("T")
 Until = Literal["applied", "persisted"]
 
 
+UNAPPLIED_WAIT_S = 0.05
+"""How soon it is looked again whether a checkpoint can be made, while what is logged waits to be applied."""
 FILL_SLICE_SLOTS = 1_000
 FILL_AT_START_ROWS_MAX = 20_000
 """A larger shard serves before its columns are filled; filters then look at payloads."""
@@ -491,6 +493,8 @@ class Shard:
                 self._applier.dead or self._replica.applied_seq > self._checkpointed_seq
             ):
                 await self._checkpoint(clean=False)
+            else:  # due by what is logged, and none of it is applied yet: let that happen
+                await asyncio.sleep(UNAPPLIED_WAIT_S)
 
     def _checkpoint_bytes(self) -> int:
         row_bytes = 300 + sum(4 * vector.dim for vector in self.schema.vectors.values())

@@ -1,4 +1,4 @@
-"""Requests that once made a shard unusable for good: what was logged could not be applied, then or ever."""
+"""Requests that once stopped a shard, or the store, for good."""
 
 from __future__ import annotations
 
@@ -45,4 +45,13 @@ def test_no_path_multiplies_a_payload_beyond_its_bound(rest: Rest) -> None:
     assert _set(rest, "b", {"x": 1}) == 200
     found = rest.post("/collections/c/points", {"ids": [1]}).result[0]["payload"]
     assert (len(found["l"]), set(found["l"]), found["b"]) == (500_000, {1}, {"x": 1})
+    rest.close()
+
+
+def test_much_that_is_logged_before_any_of_it_is_applied_leaves_the_store_alive(rest: Rest) -> None:
+    """A checkpoint was due by the log's size, none was possible yet, and looking again never gave way."""
+    points = [{"id": n, "vector": [1.0, 2.0], "payload": {"t": "x" * 1_000_000}} for n in range(12)]
+    assert rest.put("/collections/c/points", {"points": points}, wait="true").status == 200
+    _put(rest, {"n": 1})
+    assert rest.post("/collections/c/points/count", {}).result == {"count": 12}
     rest.close()
