@@ -4,6 +4,7 @@ slow heads and silent connections."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -52,11 +53,15 @@ class Server(web.Server):
     """web.Server whose connections are counted, bounded and swept."""
 
     def __init__(self, handle: Handle, *, body_bytes_max: Callable[[], int]) -> None:
+        # aiohttp logs a traceback for every head that it can't parse: strangers could fill the disk so.
+        quiet = logging.getLogger(__name__)
+        quiet.setLevel(logging.CRITICAL)
         super().__init__(
             self._handle_head,
             request_factory=self._make_request,
             keepalive_timeout=KEEP_ALIVE_S,
             access_log=None,
+            logger=quiet,
             auto_decompress=False,  # a compressed body is refused, see app.py
         )
         self._given = handle
