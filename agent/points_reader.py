@@ -6,16 +6,24 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from core.errors import Damaged
+from core.hashing import KEY_BYTES
 
 CACHE_KB = 16 << 10
+CACHES_BYTES_MAX = 64 << 20
+"""Of all databases of a process together: SQLite lets go of cached pages beyond it."""
 _BATCHES = (16, 64, 256)
 """Values bound in one statement; few sizes, so that SQLite keeps the compiled statements."""
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 """The last: our statements are right, so what SQLite does not understand is in the file."""
+MASK = (1 << 64) - 1
 _ROW_HEAD = struct.Struct("<3Q")
 
 ROW_COLUMNS = "slot, id, seq, born, payload, crc"
@@ -36,6 +44,18 @@ class Row(NamedTuple):
     born: int
     payload: bytes
     crc: int
+
+
+@dataclass(slots=True)
+class PointsMeta:
+    """What is committed along with the rows."""
+
+    applied: int = 0
+    slot_high: int = 0
+    """Slots below this have been given out; it outlives the rows that are purged."""
+    count: int = 0
+    digest: int = 0
+    """Sum over the live points of a hash of (id, slot): finds rows that SQLite lost without a word."""
 
 
 def row_crc(slot: int, key: bytes, seq: int, born: int, payload: bytes) -> int:
@@ -59,6 +79,7 @@ def connect_readonly(path: Path, *, cache_kb: int = CACHE_KB) -> sqlite3.Connect
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA query_only = ON")
     db.execute(f"PRAGMA cache_size = -{cache_kb}")
+    db.execute(f"PRAGMA soft_heap_limit = {CACHES_BYTES_MAX}")
     return db
 
 
@@ -102,8 +123,52 @@ def count(db: sqlite3.Connection) -> int:
 
 
 def meta(db: sqlite3.Connection) -> dict[str, int]:
-    """applied, slot_high, count, digest (as a signed number), and a crc of these."""
-    return dict(fetch(db, "SELECT key, value FROM meta", ()))
+    """applied, slot_high, count, digest (as a signed number), and a crc of these, unchecked."""
+    return dict(fetch(db, "SELECT key, value FROM meta"))
+
+
+def read_meta(db: sqlite3.Connection) -> PointsMeta:
+    """What `meta` says, checked; all zero in a new database. Raises Damaged."""
+    stored = meta(db)
+    if not stored:
+        return PointsMeta()
+    try:
+        crc = stored.pop("crc")
+        found = PointsMeta(**{**stored, "digest": stored["digest"] & MASK})
+        whole = crc == meta_crc(found)
+    except (KeyError, TypeError, struct.error):
+        whole, found = False, PointsMeta()
+    if not whole:
+        raise Damaged("points.db: meta does not match its checksum")
+    return found
+
+
+def meta_crc(m: PointsMeta) -> int:
+    return zlib.crc32(struct.pack("<4Q", m.applied, m.slot_high, m.count, m.digest))
+
+
+def checked_points(db: sqlite3.Connection) -> PointsMeta:
+    """Meta, after count and digest were compared with the points that are there, as of one transaction.
+
+    Also finds each point's row as a search does. Raises Damaged. SQLite has no checksums of pages: a
+    damaged one can lose rows without a word.
+    """
+    db.execute("BEGIN")
+    try:
+        expected = read_meta(db)
+        ids = fetch(db, "SELECT id, slot FROM ids")
+        with_row = fetch(db, "SELECT count(*) FROM ids i CROSS JOIN rows r ON r.slot = i.slot")[0][0]
+    finally:
+        db.execute("COMMIT")
+    try:
+        found = digest_of([key for key, _ in ids], [slot for _, slot in ids])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Damaged(f"points.db: an id or a slot is none ({error})") from None
+    if len(ids) != expected.count or found != expected.digest:
+        raise Damaged(f"points.db: holds {len(ids)} points (digest {found:x}), should be {expected}")
+    if with_row != len(ids):
+        raise Damaged(f"points.db: {len(ids) - with_row} of {len(ids)} points have no row")
+    return expected
 
 
 def fetch(db: sqlite3.Connection, sql: str, bound: Sequence[Any] = ()) -> list[Any]:
@@ -127,3 +192,21 @@ def _batches(values: Sequence[int] | Sequence[bytes]) -> Iterator[tuple[Any, ...
         size = next(n for n in _BATCHES if n >= len(batch))
         # NULL equals nothing: one statement serves any count up to its size.
         yield batch + (None,) * (size - len(batch))
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def digest_of(keys: Sequence[bytes], slots: Sequence[Any]) -> int:
+    """Sum mod 2^64 of a hash of each (id, slot): the order does not matter, and parts can be taken away."""
+    if not keys:
+        return 0
+    raw = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+    halves = np.ascontiguousarray(raw[:, 1:]).view(">u8").astype(np.uint64)
+    kinds = raw[:, 0].astype(np.uint64) << np.uint64(63)
+    numbers = np.asarray(slots, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hashes = _mix(_mix(halves[:, 1] ^ kinds) ^ halves[:, 0] ^ numbers)
+    return int(hashes.sum(dtype=np.uint64))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from agent.columns.writer import ColumnWriter, Prepared
 from agent.page import ShardFlag
 from agent.points_reader import Row, rows_from
 from agent.store.contents import Contents
+from agent.store.disk_errors import disk_error
 from agent.store.manifest import ShardSchema
 from agent.store.matching import PointTest, compile_where
 from agent.store.points import NewRow
@@ -52,7 +52,6 @@ from core.wire import (
 
 I64 = npt.NDArray[np.int64]
 _SCAN_ROWS = 1024
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PayloadOp = SetPayload | OverwritePayload | DeletePayload | ClearPayload
 
 
@@ -406,10 +405,10 @@ class _Transaction:
         if error is None:
             return
         self._applier.abandon()
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise NoRoom(f"no room for the shard's files ({error.strerror}); free some disk space") from error
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL:
-            raise NoRoom(f"no room for points.db ({error}); free some disk space") from error
+        if isinstance(error, OSError | sqlite3.Error):
+            found = disk_error(error, f"the files of {self._applier.contents.folder}")
+            if isinstance(found, NoRoom):
+                raise found from error
 
 
 def split_keys(ids: bytes) -> list[bytes]:

@@ -50,7 +50,9 @@ class BuildShard(Protocol):
     """What is needed of a store's shard."""
 
     folder: Path
-    damage: str | None
+
+    @property
+    def damage(self) -> str | None: ...
 
     @property
     def manifest(self) -> Manifest: ...

@@ -22,6 +22,10 @@ from agent.store.manifest import (
 from agent.store.recovery import IDS, crcs_name
 from core.hashing import KEY_BYTES
 
+DEAD_ROWS_MIN = 4_000
+PURGE_SOON_S = 2.0
+"""Still longer than nearly all searches; a slower one finds no payload for a point replaced since."""
+
 
 class Checkpoints:
     """Writes a shard's manifest. `prepare` may run beside writes; the others run in the apply stage."""
@@ -86,7 +90,10 @@ class Checkpoints:
         self.write(schema=schema.version, vectors=vectors, columns=columns)
 
     def _purgeable(self, *, everything: bool) -> tuple[list[DeadSlot], list[DeadSlot]]:
-        before_s = time.monotonic() - self._purge_after_s
+        dead, live = len(self._applier.dead), self._contents.points.meta.count
+        # A point that is replaced all the time must not take many times its space.
+        wait_s = self._purge_after_s if dead <= max(DEAD_ROWS_MIN, live // 2) else PURGE_SOON_S
+        before_s = time.monotonic() - min(wait_s, self._purge_after_s)
         purge = [dead for dead in self._applier.dead if everything or dead.died_s <= before_s]
         kept = [dead for dead in self._applier.dead if not everything and dead.died_s > before_s]
         return purge, kept
@@ -95,10 +102,14 @@ class Checkpoints:
         points = self._contents.points
         if purge or oldest_request is not None:
             points.begin()
-            points.purge(dead.slot for dead in purge)
-            if oldest_request is not None:
-                points.forget_requests(oldest_request)
-            points.commit(points.meta.applied)
+            try:
+                points.purge(dead.slot for dead in purge)
+                if oldest_request is not None:
+                    points.forget_requests(oldest_request)
+                points.commit(points.meta.applied)
+            except BaseException:
+                points.rollback()
+                raise
         self._applier.dead = kept
 
     def _checksums(self, *, clean: bool) -> dict[str, FileBlocks]:

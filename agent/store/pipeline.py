@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from agent.store.apply import Applier, Committed, committed
+from agent.store.disk_errors import disk_error
 from agent.store.identity import write_identity
 from agent.store.log import LogWriter
 from agent.store.threads import run_to_end
@@ -75,7 +76,7 @@ class Pipeline:
         applier: Applier,
         executor: Executor,
         now_us: Callable[[], int],
-        refuse: Callable[[str], None],
+        give_up: Callable[[ShoalError], None],
         on_sync: Callable[[float], None],
     ) -> None:
         self._replica = replica
@@ -83,7 +84,7 @@ class Pipeline:
         self._applier = applier
         self._executor = executor
         self._now_us = now_us
-        self._refuse = refuse
+        self._give_up = give_up
         self._on_sync = on_sync
         self.applying = asyncio.Lock()
         self.counts = Counts()
@@ -112,8 +113,8 @@ class Pipeline:
     def submit(self, proposal: Proposal) -> asyncio.Future[Outcome]:
         """Queue it. The future gets its outcome, or the reason why there is none."""
         proposal.answer = asyncio.get_running_loop().create_future()
-        if self._refusal is not None:
-            proposal.answer.set_exception(self._refusal)
+        if (refusal := self._refusal or self.stuck) is not None:  # no queue behind what a full disk holds up
+            proposal.answer.set_exception(refusal)
             return proposal.answer
         self._pending.append(proposal)
         self._count(proposal, 1)
@@ -159,9 +160,9 @@ class Pipeline:
     def keep_identity(self, identity: Identity) -> None:
         write_identity(self._writer.folder, identity, self._writer.files)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Tell everybody who still waits."""
-        self._fail(Unavailable("the agent is shutting down; the write may still take effect"))
+        self.fail(Unavailable("the agent is shutting down; the write may still take effect"))
 
     # -- the log stage ----------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class Pipeline:
             return
         except ShoalError as error:
             self._forget(entries, error)
-            self._refuse_writes(error)
+            self._give_up(error)
             return
         self.counts.groups += 1
         self.counts.entries += len(entries)
@@ -261,7 +262,7 @@ class Pipeline:
             for waiting in self._waiting.pop(entry.seq, ()):
                 _reject(waiting, error)
 
-    def _refuse_writes(self, error: ShoalError) -> None:
+    def refuse_writes(self, error: ShoalError) -> None:
         """The log takes nothing more. What is committed is still applied."""
         self._refusal = error
         while self._pending:
@@ -301,12 +302,11 @@ class Pipeline:
                 self.stuck = error
                 self._changed.set()
                 await asyncio.sleep(RETRY_S)
-            except Exception as error:  # noqa: BLE001 - whatever it was, the files can't be changed any more
-                damage = Damaged(
-                    f"entry {entries[0].seq} or one of {len(entries)} cannot be applied: {error!r}"
-                )
-                self._refuse(str(damage))
-                self._fail(damage)
+            except Exception as error:  # noqa: BLE001 - whatever it was, nothing more can be applied
+                what = f"applying entries {entries[0].seq} to {entries[-1].seq}"
+                found = disk_error(error, what)
+                self._give_up(found)
+                self.fail(found)
                 return False
         self.stuck = None
         self.counts.apply_s += time.monotonic() - began_s
@@ -318,10 +318,16 @@ class Pipeline:
                 for proposal in self._waiting.pop(effect.seq, ()):
                     _resolve(proposal, effect.outcome)
         self._changed.set()
+        self.look_for_damage()
         return True
 
-    def _fail(self, error: ShoalError) -> None:
-        self._refuse_writes(error)
+    def look_for_damage(self) -> None:
+        """Rows found damaged while they were copied: who knows how many others are."""
+        if self._applier.damaged:
+            self._give_up(Damaged(f"{self._applier.damaged[0]} does not match its checksum"))
+
+    def fail(self, error: ShoalError) -> None:
+        self.refuse_writes(error)
         for waiting in self._waiting.values():
             for proposal in waiting:
                 _reject(proposal, error)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +13,23 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agent.points_reader import Row, damage, fetch, meta, row_crc, rows_by_slots, slots_by_keys
+from agent.points_reader import (
+    CACHES_BYTES_MAX,
+    MASK,
+    PointsMeta,
+    Row,
+    checked_points,
+    damage,
+    digest_of,
+    fetch,
+    meta_crc,
+    read_meta,
+    row_crc,
+    rows_by_slots,
+    slots_by_keys,
+)
 from agent.store.files import Files
 from core.errors import Damaged
-from core.hashing import KEY_BYTES
 from core.replication.recent import Remembered
 from core.wire import Outcome
 
@@ -52,18 +63,6 @@ class NewRow(NamedTuple):
     payload: bytes
 
 
-@dataclass(slots=True)
-class PointsMeta:
-    """What is committed along with the rows."""
-
-    applied: int = 0
-    slot_high: int = 0
-    """Slots below this have been given out; it outlives the rows that are purged."""
-    count: int = 0
-    digest: int = 0
-    """Sum over the live points of a hash of (id, slot): finds rows that SQLite lost without a word."""
-
-
 class PointsDb:
     """The one writer. One thread at a time; a transaction is `begin` … `commit` or `rollback`."""
 
@@ -74,7 +73,7 @@ class PointsDb:
         try:
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._prepare()
-            self.meta = self._read_meta()
+            self.meta = read_meta(self.db)
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
         self._before = self._copy_of_meta()
@@ -86,23 +85,10 @@ class PointsDb:
         # A checkpoint fsyncs; on the path of a commit that would be felt by every writer.
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         self.db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+        self.db.execute(f"PRAGMA soft_heap_limit = {CACHES_BYTES_MAX}")
         self.db.execute("PRAGMA temp_store = MEMORY")
         self.db.execute("PRAGMA trusted_schema = OFF")
         self.db.executescript(SCHEMA)
-
-    def _read_meta(self) -> PointsMeta:
-        stored = meta(self.db)
-        if not stored:
-            return PointsMeta()
-        try:
-            crc = stored.pop("crc")
-            found = PointsMeta(**{**stored, "digest": stored["digest"] & _MASK})
-            whole = crc == _meta_crc(found)
-        except (KeyError, TypeError, struct.error):
-            whole, found = False, PointsMeta()
-        if not whole:
-            raise Damaged(f"{self.path}: meta does not match its checksum")
-        return found
 
     # -- transactions -----------------------------------------------------------------------------------
 
@@ -118,7 +104,7 @@ class PointsDb:
             ("slot_high", self.meta.slot_high),
             ("count", self.meta.count),
             ("digest", _signed(self.meta.digest)),
-            ("crc", _meta_crc(self.meta)),
+            ("crc", meta_crc(self.meta)),
         ]
         self.db.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", values)
         with self._files.commit(self.path):
@@ -174,8 +160,8 @@ class PointsDb:
         self._write_rows(rows)
         self.db.executemany(_INSERT_ID, [(row.id, row.slot) for row in rows])
         self.meta.count += len(rows) - len(old)
-        added = _digest([row.id for row in rows], [row.slot for row in rows])
-        self.meta.digest = (self.meta.digest + added - _digest(list(old), list(old.values()))) & _MASK
+        added = digest_of([row.id for row in rows], [row.slot for row in rows])
+        self.meta.digest = (self.meta.digest + added - digest_of(list(old), list(old.values()))) & MASK
 
     def edit(self, rows: Sequence[NewRow]) -> None:
         """Write other payloads into the slots of live points."""
@@ -185,7 +171,7 @@ class PointsDb:
         """Remove ids; their rows stay for searches under way."""
         self.db.executemany("DELETE FROM ids WHERE id = ?", [(key,) for key in points])
         self.meta.count -= len(points)
-        self.meta.digest = (self.meta.digest - _digest(list(points), list(points.values()))) & _MASK
+        self.meta.digest = (self.meta.digest - digest_of(list(points), list(points.values()))) & MASK
 
     def purge(self, slots: Iterable[int]) -> None:
         """Remove rows of dead slots for good."""
@@ -253,23 +239,8 @@ class PointsDb:
             beside.close()
 
     def check(self) -> None:
-        """Compare count and digest with what is there, and find each point's row as a search does.
-
-        Raises Damaged. SQLite has no checksums of pages: a damaged one can lose rows without a word.
-        """
-        ids = fetch(self.db, "SELECT id, slot FROM ids")
-        try:
-            found = _digest([key for key, _ in ids], [slot for _, slot in ids])
-        except (TypeError, ValueError, OverflowError) as error:
-            raise Damaged(f"{self.path}: an id or a slot is none ({error})") from None
-        if len(ids) != self.meta.count or found != self.meta.digest:
-            raise Damaged(f"{self.path}: holds {len(ids)} points (digest {found:x}), should be {self.meta}")
-        sql = (
-            "SELECT count(*) FROM (SELECT slot FROM ids ORDER BY slot) i CROSS JOIN rows r ON r.slot = i.slot"
-        )
-        with_row = fetch(self.db, sql)[0][0]
-        if with_row != len(ids):
-            raise Damaged(f"{self.path}: {len(ids) - with_row} of {len(ids)} points have no row")
+        """Compare count and digest with what is there. Raises Damaged."""
+        checked_points(self.db)
 
     def first_slot_but(self, purged: set[int]) -> int:
         """The lowest slot that has a row and is not to be purged; slot_high if there is none."""
@@ -289,34 +260,9 @@ class PointsDb:
         return PointsMeta(m.applied, m.slot_high, m.count, m.digest)
 
 
-_MASK = (1 << 64) - 1
-
-
-def _meta_crc(m: PointsMeta) -> int:
-    return zlib.crc32(struct.pack("<4Q", m.applied, m.slot_high, m.count, m.digest))
-
-
 def _recent_crc(row: Sequence[Any]) -> int:
     return zlib.crc32(repr(tuple(row)).encode())
 
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _digest(keys: Sequence[bytes], slots: Sequence[Any]) -> int:
-    """Sum mod 2^64 of a hash of each (id, slot): the order does not matter, and parts can be taken away."""
-    if not keys:
-        return 0
-    raw = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-    halves = np.ascontiguousarray(raw[:, 1:]).view(">u8").astype(np.uint64)
-    kinds = raw[:, 0].astype(np.uint64) << np.uint64(63)
-    numbers = np.asarray(slots, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    hashes = _mix(_mix(halves[:, 1] ^ kinds) ^ halves[:, 0] ^ numbers)
-    return int(hashes.sum(dtype=np.uint64))

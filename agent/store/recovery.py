@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from agent.store.manifest import (
 from agent.store.points import NAME as POINTS_NAME
 from agent.store.publishing import Publisher
 from agent.store.redo import Redo
+from agent.store.segments import damage_of, remove_unnamed
 from agent.store.vectors import VectorFile
 from core.errors import Damaged
 from core.hashing import KEY_BYTES
@@ -43,9 +43,10 @@ I64 = npt.NDArray[np.int64]
 IDS = "columns/ids.bin"
 """How the manifest names that file."""
 ROWS_CHECKED_BYTES_MAX = 400 << 20
+POINTS_CHECKED_MAX = 300_000
+"""What is checked at a start, in half a second each; the scrubber looks at larger shards."""
 _BATCH_ENTRIES = 32
 _ROWS = 4096
-_HASH_HEX = 32
 
 
 @dataclass(slots=True)
@@ -64,6 +65,8 @@ class Recovered:
     """Slots whose vectors were written again."""
     replayed: int = 0
     """Entries that were applied only now."""
+    checked: bool = True
+    """Every live row was; else the scrubber must look at them."""
 
 
 class Recovery:
@@ -83,6 +86,7 @@ class Recovery:
         self._files = files
         self._publisher = publisher
         self.notes: list[str] = []
+        self._checked = True
 
     def create(self, identity: Identity) -> None:
         """An empty shard. Safe to repeat if a crash cut it off: the manifest comes last."""
@@ -193,7 +197,8 @@ class Recovery:
         try:
             contents = Contents(self._folder, self._schema, self._files)
             if contents.points.meta.applied >= manifest.checkpoint:
-                contents.points.check()
+                if contents.points.meta.count <= POINTS_CHECKED_MAX:
+                    contents.points.check()
                 return contents
             reason = f"{path}: holds entries up to {contents.points.meta.applied}, not {manifest.checkpoint}"
             contents.close()
@@ -234,10 +239,12 @@ class Recovery:
         _derive(contents, low, manifest.slot_low)
         self._check_rows(found, contents, manifest.slot_low)
         manifest = self._checked_manifest(manifest, contents)
+        remove_unnamed(self._folder, manifest, self._files)
         applier = Applier(contents, self._publisher, self._schema)
         applier.dead = [] if manifest.clean else _dead_slots(contents)  # a clean end purges them all
         replica = _replica(identity, found, meta.applied, contents.points.remembered())
         recovered = Recovered(contents, applier, replica, writer, manifest, ready, self.notes, redone)
+        recovered.checked = self._checked and meta.count <= POINTS_CHECKED_MAX
         recovered.replayed = _replay(recovered, found)
         return recovered
 
@@ -310,6 +317,7 @@ class Recovery:
         live = contents.points.live_slots()
         for vector in contents.vectors.values():
             if len(live) * vector.row_bytes > ROWS_CHECKED_BYTES_MAX:
+                self._checked = False
                 continue
             bad = damaged_rows(vector, live)
             if len(bad):
@@ -338,18 +346,10 @@ class Recovery:
         return msgspec.structs.replace(manifest, vectors=vectors)
 
     def _is_whole(self, segment: Segment) -> bool:
-        path = self._folder / "segments" / Path(segment.file).name
-        try:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(4 << 20):
-                    digest.update(chunk)
-            found = digest.hexdigest()[:_HASH_HEX]
-        except FileNotFoundError:
-            found = "nothing"
-        if found != segment.hash:
-            self.notes.append(f"{path}: is {found}, should be {segment.hash}; dropped, to be built again")
-        return found == segment.hash
+        damage = damage_of(self._folder, segment)
+        if damage is not None:
+            self.notes.append(f"{damage}; dropped, to be built again")
+        return damage is None
 
 
 def crcs_name(v: int) -> str:

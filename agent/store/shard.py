@@ -14,35 +14,37 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agent.page import Page, ShardFlag, ShardPlaces, ShardRecord
+from agent.page import ShardFlag, ShardRecord
 from agent.store.apply import Applier
 from agent.store.checkpoint import Checkpoints
 from agent.store.checks import check_op
-from agent.store.files import Files
+from agent.store.disk_errors import disk_error
 from agent.store.log import ID_BYTES, LogWriter
 from agent.store.manifest import Manifest, Segment, ShardSchema
 from agent.store.pacing import Pacing
 from agent.store.pipeline import Pipeline, Proposal
 from agent.store.publishing import Publisher
 from agent.store.recovery import Recovered, Recovery
+from agent.store.scrub import Scrub
+from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
-from core.errors import Damaged, DeadlineExceeded, Overloaded, TooLarge, Unavailable
+from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
 from core.replication.replica import Identity, KeepIdentity, Replica
 from core.wire import ENTRY_BYTES_MAX, Op, Outcome, encode_op
-from net.logs import Log
+
+__all__ = ["Shard", "ShardPorts", "ShardSettings", "ShardStatistics", "Until"]
 
 T = TypeVar("T")
 Until = Literal["applied", "persisted"]
@@ -51,59 +53,11 @@ Until = Literal["applied", "persisted"]
 UNAPPLIED_WAIT_S = 0.05
 """How soon it is looked again whether a checkpoint can be made, while what is logged waits to be applied."""
 FILL_SLICE_SLOTS = 1_000
+OPEN_AGAIN_S = 2.0
+CHECKPOINT_AGAIN_S = 5.0
+SCRUB_REST_S = 0.05
 FILL_AT_START_ROWS_MAX = 20_000
 """A larger shard serves before its columns are filled; filters then look at payloads."""
-
-
-class ShardSettings(msgspec.Struct, frozen=True):
-    """Bounds of one shard."""
-
-    tail_rows_max: int = 8_000
-    """Acknowledgements slow down when more rows than this are in no graph yet."""
-    bulk: bool = False
-    """Let the tail grow: searches get slower until the builder has caught up."""
-    queue_bytes_max: int = 64 << 20
-    queue_entries_max: int = 4_096
-    checkpoint_bytes_min: int = 8 << 20
-    checkpoint_bytes_max: int = 256 << 20
-    """A checkpoint is due after a quarter of the shard's size in log, within these."""
-    checkpoint_every_s: float = 60.0
-    purge_after_s: float = 10.0
-    """How long a dead row stays readable: longer than any search takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPorts:
-    """What a shard needs of its process."""
-
-    page: Page
-    places: ShardPlaces
-    executor: Executor
-    log: Log
-    files: Files = field(default_factory=Files)
-    now_us: Callable[[], int] = lambda: time.time_ns() // 1000
-    on_sync: Callable[[float], None] = lambda took_s: None
-    """Told how long each fsync of a log took."""
-
-
-class ShardStatistics(NamedTuple):
-    """For metrics; counts since the start, unless the name says otherwise."""
-
-    queue_entries: int
-    queue_bytes: int
-    tail_rows: int
-    delay_s: float
-    """What acknowledgements were last held back by."""
-    groups: int
-    entries: int
-    log_bytes: int
-    sync_s: float
-    apply_s: float
-    rows: int
-    dead_rows: int
-    checkpoints: int
-    checkpoint_s: float
-    """How long the last one took."""
 
 
 class Shard:
@@ -120,7 +74,8 @@ class Shard:
         self.folder = folder
         self.schema = schema
         self.settings = settings
-        self.damage: str | None = None
+        self.refusal: ShoalError | None = None
+        """What every call gets: the shard is damaged, or there was no room to open it."""
         self.notes: list[str] = []
         """What recovery found wrong and put right."""
         self._ports = ports
@@ -128,6 +83,9 @@ class Shard:
         self._log = ports.log.bind(shard=f"{publisher.record.collection}/{publisher.record.shard}")
         self._pacing = Pacing()
         self._closing = False
+        self._is_open = False
+        self._broken: ShoalError | None = None
+        """Why writes are refused until a restart."""
         self._manifest_lock = asyncio.Lock()
         self._filling = asyncio.Lock()
         self._checkpoints = 0
@@ -196,20 +154,33 @@ class Shard:
         """Recover what is in `folder`. If it is damaged, the shard is there and says so."""
         publisher = Publisher(ports.page, ports.places, collection, shard)
         opened = cls(folder, schema, ports, settings or ShardSettings(), publisher)
-        recovery = Recovery(folder, (collection, shard), schema, ports.files, publisher)
+        if not await opened._recover():
+            opened._tasks = [asyncio.create_task(opened._recover_when_there_is_room())]
+        return opened
+
+    async def _recover(self) -> bool:
+        """Bring the files level and begin to serve. False if there is no room for it just now."""
+        record = self._publisher.record
+        shard = (record.collection, record.shard)
+        recovery = Recovery(self.folder, shard, self.schema, self._ports.files, self._publisher)
         began_s = time.monotonic()
         try:
-            recovered = await run_to_end(ports.executor, recovery.open)
-        except Damaged as error:
-            opened._refuse(str(error))
-            return opened
+            recovered = await self._run(recovery.open)
+            self._start(recovered)
+            await self._begin(recovered)
+        except Exception as error:  # noqa: BLE001 - whatever it is: a node starts, though one shard may not
+            found = disk_error(error, f"opening {self.folder}")
+            await self._let_go()
+            if isinstance(found, NoRoom):
+                self.refusal = found
+                return False
+            self._refuse(found if isinstance(found, Damaged) else Damaged(str(found)))
+            return True
         finally:
-            opened.notes = recovery.notes
+            self.notes = recovery.notes
             for note in recovery.notes:
-                opened._log.warning("shard.repaired", what=note)
-        opened._start(recovered)
-        await opened._begin(recovered.ready)
-        opened._log.info(
+                self._log.warning("shard.repaired", what=note)
+        self._log.info(
             "shard.opened",
             applied=recovered.replica.applied_seq,
             points=recovered.contents.points.meta.count,
@@ -217,25 +188,40 @@ class Shard:
             redone=recovered.redone,
             took_ms=round((time.monotonic() - began_s) * 1000),
         )
-        return opened
+        return True
+
+    async def _recover_when_there_is_room(self) -> None:
+        while True:
+            await asyncio.sleep(OPEN_AGAIN_S)
+            if await self._recover():
+                return
 
     async def close(self, *, checkpoint: bool = True) -> None:
         """Finish what is in the queue, checkpoint, and let go of the files."""
         if self._closing:
             return
         self._closing = True
-        if self.damage is None:
+        if self._is_open and self.refusal is None:
             await self._pipeline.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "_pipeline"):
-            if checkpoint and self.damage is None and self._writer.broken is None:
-                await self._checkpoint(clean=True)
-            await self._pipeline.close()
+        if self._is_open:
+            if checkpoint and self.refusal is None:
+                try:
+                    await self._checkpoint(clean=True)
+                except ShoalError as error:  # the log has it all; the next start takes longer
+                    self._log.warning("shard.not_checkpointed", what=str(error))
+            self._pipeline.close()
+        await self._let_go()
+        self._publisher.close()
+
+    async def _let_go(self) -> None:
+        """Close the files, if they are open."""
+        if self._is_open:
+            self._is_open = False
             await self._run(self._writer.close)
             await self._run(self._applier.contents.close)
-        self._publisher.close()
 
     def _start(self, recovered: Recovered) -> None:
         self._replica: Replica = recovered.replica
@@ -250,18 +236,20 @@ class Shard:
             self._applier,
             self._ports.executor,
             self._ports.now_us,
-            self._refuse,
+            self._give_up,
             self._ports.on_sync,
         )
+        self._is_open = True
         self._checkpointed_bytes = 0
         self._checkpointed_seq = recovered.manifest.checkpoint
 
-    async def _begin(self, ready: set[int]) -> None:
+    async def _begin(self, recovered: Recovered) -> None:
         """Publish, and take writes."""
         # From now on the files change: the manifest must not call them clean, nor an empty column ready.
-        self._ready = ready
-        await self._run(self._manifests.take_schema, self.schema, ready)
+        self._ready = recovered.ready
+        await self._run(self._manifests.take_schema, self.schema, self._ready)
         meta, manifest = self._applier.points.meta, self._manifests.manifest
+        self.refusal = None
         self._publisher.update(
             incarnation=manifest.incarnation,
             promised=self._replica.identity.promised,
@@ -271,17 +259,36 @@ class Shard:
             points=meta.count,
             flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
         )
-        self._tasks = [*self._pipeline.start(), asyncio.create_task(self._keep_house())]
-        if self.schema.columns.keys() - ready:
+        self._tasks += [*self._pipeline.start(), asyncio.create_task(self._keep_house())]
+        if not recovered.checked:
+            self._tasks.append(asyncio.create_task(self._scrub_quietly()))
+        if self.schema.columns.keys() - self._ready:
             filling = asyncio.create_task(self._fill_columns())
             self._tasks.append(filling)
             if meta.count <= FILL_AT_START_ROWS_MAX:
                 await asyncio.wait([filling])
 
-    def _refuse(self, damage: str) -> None:
-        """Stop serving: what the files say can't be trusted, or they can't be changed any more."""
-        self.damage = damage
-        self._log.error("shard.damaged", what=damage)
+    @property
+    def damage(self) -> str | None:
+        """Why the shard cannot be used, or None."""
+        return None if self.refusal is None else str(self.refusal)
+
+    def _give_up(self, error: ShoalError) -> None:
+        """A write could not be logged, applied or made durable, and none that follows can."""
+        if isinstance(error, Damaged):
+            self._refuse(error)
+            return
+        self._log.error("shard.read_only", what=str(error))
+        self._broken = error
+        self._pipeline.refuse_writes(error)
+        self._publisher.set_flags(off=ShardFlag.IN_SYNC)
+
+    def _refuse(self, damage: Damaged) -> None:
+        """Stop serving: what the files say can't be trusted."""
+        self.refusal = damage
+        self._log.error("shard.damaged", what=str(damage))
+        if self._is_open:
+            self._pipeline.fail(damage)
         self._publisher.set_flags(on=ShardFlag.DAMAGED, off=ShardFlag.OPEN | ShardFlag.IN_SYNC)
 
     # -- writing ----------------------------------------------------------------------------------------
@@ -362,8 +369,12 @@ class Shard:
         return record.slot_high - max(record.built, record.slot_low)
 
     def _check_open(self) -> None:
-        if self.damage is not None:
-            raise Damaged(f"{self.damage}; restore the shard from a snapshot")
+        if isinstance(self.refusal, Damaged):
+            raise Damaged(f"{self.refusal}; restore the shard from a snapshot")
+        if self.refusal is not None:
+            raise self.refusal
+        if self._broken is not None:
+            raise self._broken
         if self._closing:
             raise Unavailable("the agent is shutting down; try again")
 
@@ -429,7 +440,9 @@ class Shard:
     async def relocate(self, slots: npt.ArrayLike) -> int:
         """Give the live ones of these slots new slots (vacuum), and return how many there were."""
         self._check_open()
-        return await self._exclusively(self._applier.relocate, np.asarray(slots, np.int64))
+        moved = await self._exclusively(self._applier.relocate, np.asarray(slots, np.int64))
+        self._pipeline.look_for_damage()
+        return moved
 
     @property
     def record(self) -> ShardRecord:
@@ -468,12 +481,19 @@ class Shard:
             yield self._manifests.manifest
 
     async def _checkpoint(self, *, clean: bool) -> None:
+        """Raises NoRoom, Unavailable, Damaged; after the last two no write is taken any more."""
         async with self._manifest_lock:
             began_s = time.monotonic()
-            await self._run(self._manifests.prepare)
-            oldest = self._replica.recent.oldest_seq
             written = self._pipeline.bytes_written
-            await self._exclusively(lambda: self._manifests.finish(oldest_request=oldest, clean=clean))
+            try:
+                await self._run(self._manifests.prepare)
+                oldest = self._replica.recent.oldest_seq
+                await self._exclusively(lambda: self._manifests.finish(oldest_request=oldest, clean=clean))
+            except (OSError, sqlite3.Error, Damaged) as error:
+                found = disk_error(error, f"a checkpoint of {self.folder}")
+                if not isinstance(found, NoRoom):
+                    self._give_up(found)  # an fsync that failed must never be repeated over the same data
+                raise found from error
             self._checkpointed_seq = self._manifests.manifest.checkpoint
             self._checkpointed_bytes = written
             await self._pipeline.cut_log(self._checkpointed_seq)
@@ -484,17 +504,46 @@ class Shard:
         """Checkpoints when they are due: by the log's size, or by time if there is anything to do."""
         loop = asyncio.get_running_loop()
         last_s = loop.time()
-        while True:
+        while self.refusal is None and self._broken is None:
             await self._pipeline.wait_for_bytes(
                 self._checkpointed_bytes + self._checkpoint_bytes(), last_s + self.settings.checkpoint_every_s
             )
             last_s = loop.time()
-            if self.damage is None and (
-                self._applier.dead or self._replica.applied_seq > self._checkpointed_seq
-            ):
-                await self._checkpoint(clean=False)
+            if self._applier.dead or self._replica.applied_seq > self._checkpointed_seq:
+                try:
+                    await self._checkpoint(clean=False)
+                except ShoalError as error:
+                    self._log.warning("shard.not_checkpointed", what=str(error))
+                    await asyncio.sleep(CHECKPOINT_AGAIN_S)
             else:  # due by what is logged, and none of it is applied yet: let that happen
                 await asyncio.sleep(UNAPPLIED_WAIT_S)
+
+    async def scrub(self) -> int:
+        """Read all that searches rely on, slowly; returns how many slots were looked at.
+
+        Raises Damaged, and then the shard serves no more.
+        """
+        self._check_open()
+        record = self._publisher.record
+        reading = Scrub(self.folder, self._manifests.manifest)
+        steps = reading.steps(record.slot_low, record.slot_high)
+        try:
+            while await self._run(next, steps, Scrub) is not Scrub:  # noqa: ASYNC110 - it rests, not waits
+                await asyncio.sleep(SCRUB_REST_S)
+        except Damaged as error:
+            self._refuse(error)
+            raise
+        return reading.slots
+
+    async def _scrub_quietly(self) -> None:
+        """What the start left unchecked, because there was too much of it."""
+        began_s = time.monotonic()
+        try:
+            slots = await self.scrub()
+        except (ShoalError, OSError, sqlite3.Error) as error:
+            self._log.warning("shard.scrub_ended", what=str(error))
+        else:
+            self._log.info("shard.scrubbed", slots=slots, took_s=round(time.monotonic() - began_s))
 
     def _checkpoint_bytes(self) -> int:
         row_bytes = 300 + sum(4 * vector.dim for vector in self.schema.vectors.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from agent.store.log import ENTRY, HEADER, LogOwner, LogWriter, list_files, padd
 from agent.store.log_reading import FoundLog, keep_valid_part, read_log
 from core.errors import Damaged, NoRoom, Unavailable
 from core.replication.log import Entry, Position
+from tests.storing.failing import FailingFiles
 
 OWNER = LogOwner(collection=7, shard=0, incarnation=11, history=12)
 
@@ -187,29 +187,6 @@ def test_a_damaged_header_is_noted_and_its_entries_are_read(writer: LogWriter, t
 
 
 # -- a disk that fails -------------------------------------------------------------------------------------
-
-
-class FailingFiles(Files):
-    """Fails the calls named in `failing` with that error."""
-
-    def __init__(self) -> None:
-        self.failing: dict[str, int] = {}
-
-    def _fail(self, call: str) -> None:
-        if call in self.failing:
-            raise OSError(self.failing[call], os.strerror(self.failing[call]))
-
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
-        self._fail("write")
-        super().write(fd, data, offset)
-
-    def allocate(self, fd: int, offset: int, size: int) -> None:
-        self._fail("allocate")
-        super().allocate(fd, offset, size)
-
-    def datasync(self, fd: int) -> None:
-        self._fail("datasync")
-        super().datasync(fd)
 
 
 @pytest.fixture
