@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
 from agent.front.access import Keys, Role, presented_key, require
-from agent.front.responses import Response, WholeResponse
+from agent.front.responses import Response, Unsent, WholeResponse
 from agent.front.routes import Reply, Request, Route, Router, parse_query
 from agent.metrics import Counter, Metrics
 from core.errors import (
@@ -33,6 +33,7 @@ BODY_TIMEOUT_S = 60.0
 _REQUEST_ID = re.compile(r"[\w.:/-]{1,128}\Z")
 _FREE_PATHS = frozenset({"/", "/healthz", "/livez", "/readyz"})
 _GZIP_BYTES_MIN = 4096
+_LARGE_ANSWER_BYTES = 1 << 20
 _COUNTERS_MAX = 256
 _ENVELOPE_END = b',"status":"ok","time":%.6f}'
 
@@ -63,6 +64,7 @@ class App:
         self._router, self._keys, self._metrics, self._log = router, keys, metrics, log
         self._limits, self._settings = limits, settings
         self._bodies_bytes = 0
+        self._unsent = Unsent()
         self.under_way = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -184,8 +186,11 @@ class App:
             )
             compressed.enable_compression(web.ContentCoding.gzip)
             return compressed
+        unsent = self._unsent if len(body) > _LARGE_ANSWER_BYTES else None
+        if unsent and unsent.bytes_ and unsent.bytes_ + len(body) > self._limits.bodies_bytes_max:
+            raise Overloaded("too many bytes of answers wait for their clients; ask for less, or retry later")
         return WholeResponse(
-            body, status=reply.status, content_type=reply.content_type, headers=reply.headers
+            body, status=reply.status, content_type=reply.content_type, headers=reply.headers, unsent=unsent
         )
 
     def _refuse(self, error: ShoalError, began: float) -> WholeResponse:

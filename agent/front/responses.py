@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -12,14 +13,27 @@ from aiohttp.http import HttpVersion10
 from core.errors import InvariantBroken
 
 _DRAIN_BYTES = 64 << 10
+_STALLED_S = 30.0
+"""A client that takes nothing of its answer for this long has its connection aborted."""
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _NO_BODY = (204, 304)
+
+
+class Unsent:
+    """How many bytes of large answers are in memory until their clients have taken them."""
+
+    __slots__ = ("bytes_",)
+
+    def __init__(self) -> None:
+        self.bytes_ = 0
 
 
 class WholeResponse:
     """What aiohttp's connection needs of a response: `prepare`, `write_eof`, `keep_alive`."""
 
-    __slots__ = ("_body", "_close", "_content_type", "headers", "keep_alive", "prepared", "status")
+    __slots__ = (
+        "_body", "_close", "_content_type", "_unsent", "headers", "keep_alive", "prepared", "status"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -28,8 +42,13 @@ class WholeResponse:
         status: int = 200,
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
+        unsent: Unsent | None = None,
     ) -> None:
+        """`unsent` counts the body from now on, until it is sent or the connection is lost."""
         self._body, self.status, self._content_type = body, status, content_type
+        self._unsent = unsent
+        if unsent is not None:
+            unsent.bytes_ += len(body)
         self.headers: dict[str, str] = dict(headers or {})
         self.keep_alive = True
         self.prepared = False
@@ -45,15 +64,28 @@ class WholeResponse:
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send it."""
+        size = len(self._body)
+        try:
+            await self._send(request)
+        finally:
+            if self._unsent is not None:
+                self._unsent.bytes_ -= size
+                self._unsent = None
+
+    async def _send(self, request: web.BaseRequest) -> None:
         self.prepared = True
         self.keep_alive = request.keep_alive and not self._close
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has closed the connection")
         body = b"" if request.method == "HEAD" or self.status in _NO_BODY else self._body
-        transport.write(self._head(request) + body)
-        if len(body) > _DRAIN_BYTES:
-            await request.writer.drain()
+        head = self._head(request)
+        if len(body) <= _DRAIN_BYTES:
+            transport.write(head + body)
+            return
+        transport.write(head)
+        transport.write(body)
+        await _taken(request, transport)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to send."""
@@ -80,3 +112,18 @@ class WholeResponse:
 
 
 Response = web.StreamResponse | WholeResponse
+
+
+async def _taken(request: web.BaseRequest, transport: asyncio.Transport) -> None:
+    """Wait until the client has taken its answer, as long as it takes some of it now and then."""
+    left = transport.get_write_buffer_size()
+    while True:
+        try:
+            async with asyncio.timeout(_STALLED_S):
+                await request.writer.drain()
+            return
+        except TimeoutError:
+            before, left = left, transport.get_write_buffer_size()
+            if left >= before:
+                transport.abort()
+                raise ConnectionResetError("the client does not read its answer") from None

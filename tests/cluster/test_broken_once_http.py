@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 from tests.running.agent import RunningAgent
+from tests.running.waiting import wait_until
 
 
 def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
@@ -22,3 +23,36 @@ def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
         assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
         client.sendall(head % (1 << 30))
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory(
+    new_agent: Callable[..., RunningAgent],
+) -> None:
+    """Each kept two copies of its answer in the front for as long as it liked: thirty took 3 GB."""
+    agent = new_agent(agent={"fronts": 1}).start()
+    rest = agent.rest()
+    assert rest.put("/collections/c", {"vectors": {}}).status == 200
+    for first in range(0, 30, 10):
+        points = [
+            {"id": n, "vector": {}, "payload": {"t": "x" * 1_000_000}} for n in range(first, first + 10)
+        ]
+        assert rest.put("/collections/c/points", {"points": points}, wait="true").status == 200
+    body = b'{"limit":30}'
+    ask = b"POST /collections/c/points/scroll HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    (front,) = [one for one in agent.processes() if "agent.front" in one.cmdline()]
+    clients = []
+    heads = []
+    for _ in range(20):  # of 30 MB each
+        client = socket.create_connection(("127.0.0.1", agent.port), timeout=20)
+        clients.append(client)
+        client.sendall(ask % (len(body), body))
+        heads.append(client.recv(12))
+    assert heads.count(b"HTTP/1.1 200") >= 4
+    assert heads.count(b"HTTP/1.1 503") >= 4
+    assert front.memory_info().rss < 700 << 20
+    for client in clients:
+        client.close()
+    wait_until(
+        lambda: rest.post("/collections/c/points/scroll", {"limit": 30}).status == 200, 20, "an answer"
+    )
+    rest.close()
