@@ -78,6 +78,8 @@ class ShardReader:
         self._known_high = 0
         self._quiet_high = 0
         self._opening = threading.Lock()
+        self._changing = threading.Lock()
+        self._schema_number = 0
         self._retry_s = 0.0
         self.points = StoredRows(self.folder / "points.db")
         self.seqs = KnownSeqs()
@@ -175,17 +177,17 @@ class ShardReader:
             with self._opening:
                 self._take(read_manifest(self.folder / NAME))
             return
-        if time.monotonic() < self._retry_s or not self._opening.acquire(blocking=False):
-            return
+        # Not only when nothing is being opened: an index that was dropped must not answer any more.
         try:
             manifest = read_manifest(self.folder / NAME)
-            self._take_schema(manifest)
+        except (Damaged, OSError):
+            self._failed()
+            return
+        self._take_schema(manifest)
+        if time.monotonic() >= self._retry_s and self._opening.acquire(blocking=False):
             threading.Thread(
                 target=self._open_beside, args=(manifest,), name="graphs.open", daemon=True
             ).start()
-        except (Damaged, OSError):
-            self._failed()
-            self._opening.release()
 
     def _open_beside(self, manifest: Manifest) -> None:
         try:
@@ -205,20 +207,28 @@ class ShardReader:
     def _take(self, manifest: Manifest) -> None:
         """Open what the manifest names and use it from the next look on. Raises Damaged, OSError."""
         self._take_schema(manifest)
-        fresh = dict(self.vectors)
+        opened: dict[int, VectorFiles] = {}
         for number, state in manifest.vectors.items():
-            known = fresh[int(number)]
-            if known.state != state:
+            known = self.vectors.get(int(number))
+            if known is not None and known.state != state:
                 sealed = open_sealed(self.folder / "segments", state, known.sealed)
-                fresh[int(number)] = VectorFiles(self.folder, int(number), state, sealed)
-        self.vectors, self.manifest = fresh, manifest
+                opened[int(number)] = VectorFiles(self.folder, int(number), state, sealed)
+        with self._changing:
+            self.vectors = {v: opened.get(v, files) for v, files in self.vectors.items()}
+            self.manifest = manifest
 
     def _take_schema(self, manifest: Manifest) -> None:
-        bare = {
-            int(v): msgspec.structs.replace(s, segments=(), mean=None) for v, s in manifest.vectors.items()
-        }
-        self.vectors = {
-            v: self.vectors.get(v) or VectorFiles(self.folder, v, state, NO_GRAPHS)
-            for v, state in bare.items()
-        }
-        self.bitmaps.take_columns(manifest.columns)
+        """Vectors and columns that came or went; never back to what an older manifest says."""
+        with self._changing:
+            if manifest.number < self._schema_number:
+                return
+            self._schema_number = manifest.number
+            bare = {
+                int(v): msgspec.structs.replace(s, segments=(), mean=None)
+                for v, s in manifest.vectors.items()
+            }
+            self.vectors = {
+                v: self.vectors.get(v) or VectorFiles(self.folder, v, state, NO_GRAPHS)
+                for v, state in bare.items()
+            }
+            self.bitmaps.take_columns(manifest.columns)

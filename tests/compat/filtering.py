@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,8 +76,8 @@ class Twin:
     def _path(self) -> str:
         return f"/collections/{self.name}"
 
-    def create(self) -> None:
-        self.distances = {name: self.rng.choice(DISTANCES) for name in SIZES}
+    def create(self, distances: Sequence[str] = DISTANCES) -> None:
+        self.distances = {name: self.rng.choice(distances) for name in SIZES}
         vectors = {name: {"size": size, "distance": self.distances[name]} for name, size in SIZES.items()}
         assert self.client.put(self._path, {"vectors": vectors, "shard_number": self.shards}).result
 
@@ -128,7 +128,15 @@ class Twin:
     # -- edits of both -------------------------------------------------------------------------------------
 
     def fill(self, count: int) -> None:
-        self._upsert({"points": [self._random_point() for _ in range(count)]})
+        self.upsert([self._random_point() for _ in range(count)])
+
+    def upsert(self, points: list[Json]) -> None:
+        self.write("PUT", "", {"points": points})
+        self._apply("upsert", {"points": points})
+
+    def delete(self, ids: list[Id]) -> None:
+        self.write("POST", "/delete", {"points": ids})
+        self._apply("delete", {"points": ids})
 
     def edit(self, times: int) -> None:
         """Random edits of every kind, some together in a batch."""
@@ -145,17 +153,13 @@ class Twin:
             if len(self.points) < 30:
                 self.fill(30)
 
-    def _upsert(self, body: Json) -> None:
-        self.write("PUT", "", body)
-        self._apply("upsert", body)
-
     def _random_point(self) -> Json:
         rng = self.rng
         id_: Id = rng.choice(ID_NUMBERS) if rng.random() < 0.6 else spelled(rng, rng.choice(ID_UUIDS))
-        vectors = {name: self._random_vector(name) for name in SIZES if rng.random() < 0.75}
+        vectors = {name: self.random_vector(name) for name in SIZES if rng.random() < 0.75}
         return {"id": id_, "vector": vectors, "payload": stirred_payload(rng)}
 
-    def _random_vector(self, name: str) -> list[float]:
+    def random_vector(self, name: str) -> list[float]:
         return [round(self.rng.uniform(-1, 1), 3) + 0.01 for _ in range(SIZES[name])]
 
     def _some_ids(self, count: int = 5) -> list[Id]:
@@ -197,7 +201,7 @@ class Twin:
                 body = {"keys": rng.sample(ALL_PATHS, rng.randrange(1, 4)), **self._chosen()}
             case "update_vectors":
                 ids = self._some_ids()
-                vectors = [{name: self._random_vector(name) for name in _some_names(rng)} for _ in ids]
+                vectors = [{name: self.random_vector(name) for name in _some_names(rng)} for _ in ids]
                 pairs = zip(ids, vectors, strict=True)
                 body = {"points": [{"id": spelled(rng, i), "vector": v} for i, v in pairs]}
             case _:
@@ -305,7 +309,7 @@ class Twin:
     def _check_search(self, filter_: Json, expected: set[Id], where: str) -> None:
         """So few points are compared one by one, exact or not: the best that match, and no others."""
         name = self.rng.choice(tuple(SIZES))
-        query, limit = self._random_vector(name), self.rng.choice((1, 3, 10, 1_000))
+        query, limit = self.random_vector(name), self.rng.choice((1, 3, 10, 1_000))
         body = {"query": query, "using": name, "filter": filter_, "limit": limit, "with_payload": False}
         if self.rng.random() < 0.5:
             body["params"] = {"exact": True}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from core.api.config import Distance
+from core.filters import Filter, MatchValue
 from core.hashing import id_key
+from core.payload import parse_path
 from tests.unit.read_shards import F32, schema, written_shard
 
 
@@ -85,3 +87,14 @@ async def test_a_version_is_that_of_the_last_write_also_when_it_was_looked_up_be
         assert versions([0, 1, 4, 9]) == [1, 3, 1, 2]
         await shard.upsert([4], rows[:1])
         assert versions([4, 1]) == [4, 3]
+
+
+async def test_a_dropped_index_answers_no_longer_though_graphs_are_being_opened(tmp_path: Path) -> None:
+    red = Filter(must=(MatchValue(parse_path("color"), "red"),))
+    async with written_shard(tmp_path / "1-0", schema(columns={"color": "keyword"})) as shard:
+        await shard.upsert(range(9), unit_rows(9, 8), [{"color": "red"}] * 9)
+        assert shard.reader.view().count(red) == 9
+        with shard.reader._opening:
+            await shard.shard.set_schema(schema())
+            await shard.overwrite([1, 2], {"color": "blue"})
+            assert shard.reader.view().count(red) == 7
