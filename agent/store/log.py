@@ -126,8 +126,9 @@ class LogWriter:
         """Make a new newest file, for the entry after `base`. Raises NoRoom, Unavailable."""
         path = self.folder / file_name(base.seq + 1)
         fresh = path.with_name(path.name + ".new")
-        fd = self.files.open(fresh)
+        fd = -1
         try:
+            fd = self.files.open(fresh)
             os.ftruncate(fd, 0)
             self.files.allocate(fd, 0, _STEP_MIN)
             self.files.write(fd, encode_header(self._owner, base), 0)
@@ -136,7 +137,8 @@ class LogWriter:
             self.files.rename(fresh, path)
             self.files.sync_folder(self.folder)
         except OSError as error:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             if error.errno in _FULL:
                 raise _no_room(error) from None
             raise self._break("making a file", error) from error

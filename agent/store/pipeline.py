@@ -191,9 +191,10 @@ class Pipeline:
             self._replica.withdraw(before_seq)
             self._forget(entries, error)
             return
-        except ShoalError as error:
-            self._forget(entries, error)
-            self._give_up(error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, who knows what the log's end is now
+            found = disk_error(error, f"appending entries {entries[0].seq} to {entries[-1].seq}")
+            self._forget(entries, found)
+            self._give_up(found)
             return
         self.counts.groups += 1
         self.counts.entries += len(entries)

@@ -41,8 +41,9 @@ from agent.store.scrub import Scrub
 from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
 from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
+from core.hashing import KEY_BYTES
 from core.replication.replica import Identity, KeepIdentity, Replica
-from core.wire import ENTRY_BYTES_MAX, Op, Outcome, encode_op
+from core.wire import ENTRY_BYTES_MAX, DeleteVectors, Op, Outcome, UpdateVectors, Upsert, encode_op
 
 __all__ = ["Shard", "ShardPorts", "ShardSettings", "ShardStatistics", "Until"]
 
@@ -207,7 +208,8 @@ class Shard:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._is_open:
-            if checkpoint and self.refusal is None:
+            # Not after a failed fsync: the next one would succeed without what the first has lost.
+            if checkpoint and self.refusal is None and self._broken is None:
                 try:
                     await self._checkpoint(clean=True)
                 except ShoalError as error:  # the log has it all; the next start takes longer
@@ -353,7 +355,9 @@ class Shard:
         """Hold the acknowledgement back while the tail is longer than searches can bear."""
         if self.settings.bulk:
             return
-        rows = len(op.payloads) if hasattr(op, "payloads") else 1
+        rows = 1
+        if isinstance(op, Upsert | UpdateVectors | DeleteVectors):  # each of their points takes a new slot
+            rows = max(1, len(op.ids) // KEY_BYTES)
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         until_s = self._pacing.hold_until(now_s, rows, self.tail_rows - self.settings.tail_rows_max)

@@ -21,6 +21,11 @@ class FailingFiles(Files):
             self.failed += 1
             raise OSError(self.failing[call], os.strerror(self.failing[call]))
 
+    def open(self, path: Path) -> int:
+        if "open" in self.failing and self.only in str(path):
+            raise OSError(self.failing["open"], os.strerror(self.failing["open"]))
+        return super().open(path)
+
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self._fail("write", fd)
         super().write(fd, data, offset)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.page import ShardFlag
+from agent.store.manifest import NAME as MANIFEST
+from agent.store.manifest import read_manifest
 from agent.store.shard import Shard
 from core.errors import Damaged, DeadlineExceeded, NoRoom, ShoalError, Unavailable
 from core.wire import Op, Outcome, Upsert
@@ -165,7 +167,24 @@ async def test_after_a_failed_fsync_in_a_checkpoint_no_write_is_taken_and_nothin
             await write(shard, upsert([2], 1))
         assert bench.record.flags == ShardFlag.OPEN
         assert set(bench.points()) == {1}
+    # The close must not repeat the fsync, which would succeed, and call the data durable.
+    manifest = read_manifest(folder / MANIFEST)
+    assert (manifest.checkpoint, manifest.clean) == (0, False)
     assert await reopened(folder) == {1}
+
+
+async def test_writes_go_on_when_a_log_file_could_not_be_made_for_a_while(
+    folder: Path, files: FailingFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with begun(folder, files) as (bench, shard):
+        monkeypatch.setattr(shard._writer, "_file_bytes_max", 1)  # each write begins a file
+        files.failing, files.only = {"open": errno.ENOSPC}, "/log/"
+        with pytest.raises(NoRoom, match="free some disk space"):
+            await write(shard, upsert([2], 1))
+        files.failing = {}
+        await write(shard, upsert([2], 1))
+        assert set(bench.points()) == {1, 2}
+    assert await reopened(folder) == {1, 2}
 
 
 async def test_a_shard_opens_by_itself_when_there_is_room_again(
