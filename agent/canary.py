@@ -9,7 +9,7 @@ import numpy as np
 from agent.exact import Rows, best_of_slots
 from agent.graphs import Graph
 from core.query.scoring import F32, I64, similarity
-from core.search_plan import EF_DEFAULT, rescored
+from core.search_plan import EF_DEFAULT, ef_least, rescored
 
 QUERIES = 128
 TOP = 10
@@ -50,7 +50,7 @@ def measure(graph: Graph, rows: Rows, slots: I64, mean: F32 | None, *, threads: 
     live[slots] = True
     asked = queries if mean is None else queries - mean
     recall = 0.0
-    for ef in EF_STEPS:
+    for ef in (step for step in EF_STEPS if step >= ef_least(len(slots))):
         found, _, counts = graph.search(asked, ef, threads=threads)
         recall = float(
             np.mean(
