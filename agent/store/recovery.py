@@ -30,7 +30,7 @@ from agent.store.manifest import (
 from agent.store.points import NAME as POINTS_NAME
 from agent.store.publishing import Publisher
 from agent.store.redo import Redo
-from agent.store.segments import damage_of, remove_unnamed
+from agent.store.segments import damage_of, damage_of_mean, remove_unnamed
 from agent.store.vectors import VectorFile
 from core.errors import Damaged
 from core.hashing import KEY_BYTES
@@ -342,11 +342,19 @@ class Recovery:
             # A delta goes on where the base ends.
             if len(good) < len(state.segments) and (not good or good[0].kind != "base"):
                 good = ()
-            vectors[v] = msgspec.structs.replace(state, segments=good)
+            if (
+                good
+                and state.mean is not None
+                and not self._is_fine(damage_of_mean(self._folder, state.mean))
+            ):
+                good = ()
+            vectors[v] = msgspec.structs.replace(state, segments=good, mean=state.mean if good else None)
         return msgspec.structs.replace(manifest, vectors=vectors)
 
     def _is_whole(self, segment: Segment) -> bool:
-        damage = damage_of(self._folder, segment)
+        return self._is_fine(damage_of(self._folder, segment))
+
+    def _is_fine(self, damage: str | None) -> bool:
         if damage is not None:
             self.notes.append(f"{damage}; dropped, to be built again")
         return damage is None

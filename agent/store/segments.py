@@ -14,7 +14,16 @@ _CHUNK_BYTES = 4 << 20
 
 def damage_of(folder: Path, segment: Segment) -> str | None:
     """What is wrong with a segment's file in the shard's folder, or None."""
-    path = folder / "segments" / Path(segment.file).name
+    return _damage(folder / "segments" / Path(segment.file).name, segment.hash)
+
+
+def damage_of_mean(folder: Path, file: str) -> str | None:
+    """The same for `<v>.<hash>.mean`, which the graphs of a Euclid vector cannot be searched without."""
+    path = folder / "segments" / Path(file).name
+    return _damage(path, path.name.split(".")[1])
+
+
+def _damage(path: Path, hash_: str) -> str | None:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -23,7 +32,7 @@ def damage_of(folder: Path, segment: Segment) -> str | None:
     except FileNotFoundError:
         return f"{path}: missing"
     found = digest.hexdigest()[:_HASH_HEX]
-    return None if found == segment.hash else f"{path}: its hash is {found}, should be {segment.hash}"
+    return None if found == hash_ else f"{path}: its hash is {found}, should be {hash_}"
 
 
 def remove_unnamed(folder: Path, manifest: Manifest, files: Files) -> None:
