@@ -85,7 +85,10 @@ class ShardReader:
         self.seqs = KnownSeqs()
         self.bitmaps = Bitmaps(self.folder, self.points, metrics)
         self.manifest = read_manifest(self.folder / NAME)
-        self._take(self.manifest)
+        try:
+            self._take(self.manifest)
+        except Damaged:  # a graph is; the rows answer, more slowly, until the builder has made another
+            self._failed()
 
     def set_schema(self, info: Collection) -> None:
         """What the map says of the collection: the vectors' names and the text indexes."""
@@ -103,6 +106,11 @@ class ShardReader:
     def record(self) -> ShardRecord:
         return self._page.shard(self._place)
 
+    def built(self, v: int) -> int:
+        """Slots of vector v from here on are searched exactly: all of them without a graph."""
+        files = self.vectors.get(v)
+        return 0 if files is None else files.sealed.built
+
     def indexed_vectors(self) -> int:
         """How many vectors need no more work: all while the shard is not being built, for a short tail
         counts as indexed; else those that the graphs hold."""
@@ -110,8 +118,8 @@ class ShardReader:
             with self.view() as look:
                 if not look.record.flags & ShardFlag.BUILDING:
                     return sum(look.count_with(v) for v in self.vectors)
-        except Unavailable:
-            pass  # it is not open yet
+        except (Damaged, Unavailable):
+            pass  # it is not open
         return sum(files.sealed.count for files in self.vectors.values())
 
     def segments(self) -> int:
@@ -139,7 +147,13 @@ class ShardReader:
             base, top = before.slot_low >> 3, max(self._known_high, before.slot_high) + _AHEAD_SLOTS
             bits = self._live_bytes((top + 7) >> 3)[base:].copy()
             record = page.shard(place)
-            if not record.flags & ShardFlag.OPEN:
+            if record.flags & ShardFlag.DAMAGED:
+                raise Damaged(
+                    f"shard {self.folder.name} is damaged, the store's log names the file; "
+                    "restore the shard or the collection from a snapshot"
+                )
+            # The place may be another shard's by now, or another replica's of this one.
+            if not record.flags & ShardFlag.OPEN or record.incarnation != self.manifest.incarnation:
                 raise Unavailable(f"shard {self.folder.name} is not open; it may be starting")
             clean = quiet and before.applied == record.applied and before.slot_high == record.slot_high
             if not clean:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agent import points_reader
 from agent.points_reader import Row
+from core.errors import Unavailable
 
 _CACHE_KB = 4 << 10
 
@@ -48,14 +49,18 @@ class StoredRows:
         self._path = path
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
+        self._is_closed = False
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             if self._db is not None:
                 self._db.close()
                 self._db = None
 
     def _open(self) -> sqlite3.Connection:
+        if self._is_closed:  # while a thread still read; the next request meets what is there now
+            raise Unavailable("the collection was changed or deleted during this request; retry")
         if self._db is None:
             self._db = points_reader.connect_readonly(self._path, cache_kb=_CACHE_KB)
         return self._db

@@ -34,21 +34,21 @@ _decode_view = msgspec.json.Decoder(ClusterView).decode
 _decode_settings = msgspec.json.Decoder(Settings).decode
 
 
-class DamagedReader:
-    """In place of the reader of a shard whose files are damaged: a collection without it would answer less
+class NoReader:
+    """In place of the reader of a shard that cannot be read: a collection without it would answer less
     than it holds, as if that were all."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, why: ShoalError) -> None:
+        self._why = why
 
     def view(self) -> NoReturn:
-        raise Damaged(
-            f"shard {self._folder.name} is damaged, the store's log names the file; "
-            "restore the shard or the collection from a snapshot"
-        )
+        raise type(self._why)(str(self._why))
 
     def set_schema(self, info: cluster.Collection) -> None:
         """Nothing is read by it."""
+
+    def built(self, v: int) -> int:
+        return 0
 
     def indexed_vectors(self) -> int:
         return 0
@@ -66,7 +66,7 @@ class DamagedReader:
 class Shard:
     """A local shard as this front serves it."""
 
-    def __init__(self, page: Page, place: int, number: int, reader: ShardReader | DamagedReader) -> None:
+    def __init__(self, page: Page, place: int | None, number: int, reader: ShardReader | NoReader) -> None:
         self._page, self.place, self.number, self.reader = page, place, number, reader
         self._incarnation = self.record().incarnation
 
@@ -75,12 +75,17 @@ class Shard:
         return self.place == place and self.record().incarnation == self._incarnation
 
     def record(self) -> ShardRecord:
-        return self._page.shard(self.place)
+        return ShardRecord() if self.place is None else self._page.shard(self.place)
 
     def tail(self) -> int:
-        """Slots that a search scans exactly."""
+        """Slots that are in no graph yet, of a shard that has graphs."""
         record = self.record()
         return record.slot_high - max(record.built, record.slot_low)
+
+    def scanned(self, v: int) -> int:
+        """Slots that a search of vector v compares exactly: all of them where it has no graph."""
+        record = self.record()
+        return record.slot_high - max(self.reader.built(v), record.slot_low)
 
 
 class Served:
@@ -163,6 +168,7 @@ class Serving:
         self._view: ClusterView | None = None
         self._by_name: dict[str, Served] = {}
         self._by_id: dict[CollectionId, Served] = {}
+        self._unread: set[tuple[int, int]] = set()
         self._fetching = asyncio.Lock()
         self.settings = Settings()
         self.settings_version = 0
@@ -251,8 +257,16 @@ class Serving:
             try:
                 if self._page.node().flags & NodeFlag.READY:
                     await self.current()
+                    self._look_again()
             except ShoalError as problem:  # the store may be stopping; the next request says so itself
                 self._log.warning("front.map_not_fetched", text=str(problem))
+
+    def _look_again(self) -> None:
+        """Shards that could not be read may be open by now; no epoch tells of that."""
+        if self._unread and self._view is not None:
+            places = self._places()
+            if any(self._page.shard(places[k]).flags & ShardFlag.OPEN for k in self._unread & places.keys()):
+                self._take(self._view)
 
     def close(self) -> None:
         for served in self._by_id.values():
@@ -269,28 +283,47 @@ class Serving:
             for one in view.shards[id_].shards:
                 key = (id_, one.number)
                 place = places.get(key)
-                if place is None:
-                    continue  # no replica here
                 found = old.get(key)
-                if found is None or not found.is_at(place):
+                if place is not None and found is not None and found.is_at(place) and key not in self._unread:
+                    kept.add(key)
+                else:
                     folder = Path("shards") / f"{id_}-{one.number}"
                     found = Shard(self._page, place, one.number, self._reader(folder, place))
-                else:
-                    kept.add(key)
                 found.reader.set_schema(info)
                 shards.append(found)
             by_id[id_] = Served(info, tuple(shards))
         for key, shard in old.items():
             if key not in kept:
                 shard.reader.close()
+        self._unread = {
+            (id_, shard.number)
+            for id_, served in by_id.items()
+            for shard in served.shards
+            if isinstance(shard.reader, NoReader)
+        }
         self._by_id = by_id
         self._by_name = {name: by_id[c.id] for name, c in cluster.directory(view.map).items()}
         self._view = view
 
-    def _reader(self, folder: Path, place: int) -> ShardReader | DamagedReader:
+    def _reader(self, folder: Path, place: int | None) -> ShardReader | NoReader:
+        """One shard that cannot be read must not keep this front from serving the others."""
+        if place is None:  # the store is closing it, or opens another in its place; a new epoch follows
+            return NoReader(Unavailable(f"shard {folder.name} is not open now; retry"))
         if self._page.shard(place).flags & ShardFlag.DAMAGED:
-            return DamagedReader(folder)
-        return ShardReader(folder, self._page, place, self._metrics)
+            return NoReader(
+                Damaged(
+                    f"shard {folder.name} is damaged, the store's log names the file; "
+                    "restore the shard or the collection from a snapshot"
+                )
+            )
+        try:
+            return ShardReader(folder, self._page, place, self._metrics)
+        except Damaged as problem:
+            self._log.error("front.shard_damaged", shard=folder.name, text=str(problem))
+            return NoReader(Damaged(f"{problem}; restart the agent, or restore the shard from a snapshot"))
+        except OSError as problem:  # its folder has gone since the page was read: a new epoch follows
+            self._log.warning("front.shard_not_opened", shard=folder.name, text=str(problem))
+            return NoReader(Unavailable(f"shard {folder.name} cannot be opened now; retry"))
 
     def _places(self) -> dict[tuple[int, int], int]:
         found: dict[tuple[int, int], int] = {}

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.page import ShardFlag
 from core.api.config import Distance
+from core.errors import Damaged, Unavailable
 from core.filters import Filter, MatchValue
 from core.hashing import id_key
 from core.payload import parse_path
@@ -98,3 +100,38 @@ async def test_a_dropped_index_answers_no_longer_though_graphs_are_being_opened(
             await shard.shard.set_schema(schema())
             await shard.overwrite([1, 2], {"color": "blue"})
             assert shard.reader.view().count(red) == 7
+
+
+async def test_a_place_that_is_another_shards_by_now_is_not_read_as_ours(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        await shard.upsert(range(9), unit_rows(9, 8))
+        ours = shard.page.shard(0)
+        shard.page.write_shard(0, ours._replace(incarnation=ours.incarnation + 1))
+        with pytest.raises(Unavailable, match="not open"):
+            shard.reader.view()
+        shard.page.write_shard(0, ours)
+        assert shard.reader.view().count(None) == 9
+
+
+async def test_a_shard_that_was_found_damaged_says_so(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        shard.page.write_shard(0, shard.page.shard(0)._replace(flags=ShardFlag.DAMAGED))
+        with pytest.raises(Damaged, match="restore"):
+            shard.reader.view()
+
+
+async def test_a_vector_without_graphs_is_scanned_whole_however_short_the_tail(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema(graph="none")) as shard:
+        await shard.upsert(range(9), unit_rows(9, 8))
+        await shard.shard.checkpoint()
+        assert shard.page.shard(0).built == 9
+        assert shard.reader.built(0) == 0
+
+
+async def test_rows_of_a_reader_that_was_closed_meanwhile_are_refused_in_words(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        await shard.upsert(range(9), unit_rows(9, 8))
+        look = shard.reader.view()
+        shard.reader.close()
+        with pytest.raises(Unavailable, match="retry"):
+            look.payloads(look.scan(None))
