@@ -39,7 +39,7 @@ from core.api.strict import (
     check_timeout,
     strict_mode,
 )
-from core.errors import BadRequest, NotFound, Overloaded, ShoalError
+from core.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, ShoalError
 from core.hashing import id_key, point_id
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ QUEUE_MAX = 256
 SHORT_LIMIT_MAX = 200
 """A plain search for more is not short."""
 SHORT_TAIL_MAX = 16_000
-"""Slots that a short search may scan exactly."""
+"""Slots that a short search may scan exactly, in all shards together."""
 _CONSISTENCIES = ("majority", "quorum", "all")
 _encode = msgspec.json.Encoder().encode
 
@@ -165,7 +165,10 @@ class Search:
             return False
         if node.limit + node.offset > SHORT_LIMIT_MAX or (node.ef or 0) > SHORT_LIMIT_MAX * 4:
             return False
-        return all(shard.tail() <= SHORT_TAIL_MAX for shard in served.shards)
+        vector = served.vectors.get(node.using)
+        if vector is None:
+            return False
+        return sum(shard.scanned(vector.v) for shard in served.shards) <= SHORT_TAIL_MAX
 
     def _in_turn(
         self, served: Served, search: api.Search, request: Request
@@ -209,7 +212,8 @@ class Search:
     async def retrieve_one(self, request: Request) -> Reply:
         name, text = request.parameters
         served = await self._serving.collection(name)
-        key = id_key(int(text) if text.isascii() and text.isdigit() else text)
+        # Python refuses to read numbers of thousands of digits, by a ValueError; no id has over 20.
+        key = id_key(int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else text)
         self._admit(served, request)
         parsed = api_reads.parse_retrieve(
             api_reads.RetrieveBody(ids=[point_id(key)], with_payload=True, with_vector=True), self._limits
@@ -304,7 +308,13 @@ class Search:
                 return read(self._reads(look, request.deadline, stack))
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            # It may wait for a thread for longer than its client does; in one it looks at the clock itself.
+            async with asyncio.timeout_at(request.deadline):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the request's timeout passed before it was answered; give it more by ?timeout=seconds"
+            ) from None
         finally:
             self._queued -= 1
             self._queue_gauge.set(self._queued)
@@ -340,4 +350,4 @@ class Search:
 
 
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and int(text) > 0
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0

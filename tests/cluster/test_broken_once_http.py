@@ -56,3 +56,14 @@ def test_clients_that_do_not_read_large_answers_cannot_fill_the_memory(
         lambda: rest.post("/collections/c/points/scroll", {"limit": 30}).status == 200, 20, "an answer"
     )
     rest.close()
+
+
+def test_numbers_of_thousands_of_digits_are_refused_in_words(new_agent: Callable[..., RunningAgent]) -> None:
+    """Python reads none of over 4,300 digits: the answer was 500."""
+    rest = new_agent().start().rest()
+    assert rest.put("/collections/c", {"vectors": {"size": 2, "distance": "Manhattan"}}).status == 200
+    digits = "9" * 5000
+    assert rest.get(f"/collections/c/points/{digits}").status == 400
+    assert rest.post(f"/collections/c/points/count?consistency={digits}", {}).status == 400
+    assert rest.post("/collections/c/points/query", {"query": [1, 1]}).result == {"points": []}
+    rest.close()
