@@ -52,7 +52,7 @@ class Checkpoints:
         """
         contents, meta = self._contents, self._contents.points.meta
         contents.sync()
-        contents.points.checkpoint(restart=True)
+        contents.points.checkpoint()
         contents.points.sync()  # also what a reader kept from moving into the database
         purge, kept = self._purgeable(everything=clean)
         slot_low = contents.points.first_slot_but({dead.slot for dead in purge})

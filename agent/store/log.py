@@ -208,7 +208,7 @@ class LogWriter:
     def _reserve(self, size: int) -> None:
         if size <= self._allocated:
             return
-        step = min(max(self._allocated, _STEP_MIN), _STEP_MAX)
+        step = min(max(self._allocated // 8, _STEP_MIN), _STEP_MAX)
         target = max(size, self._allocated + step)
         try:
             self.files.allocate(self._fd, self._allocated, target - self._allocated)

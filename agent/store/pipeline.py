@@ -153,7 +153,7 @@ class Pipeline:
             self._replica.log.cut(through_seq)
 
     def _cut(self, through_seq: int) -> None:
-        if self._writer.file_bytes >= ROLL_BYTES_MIN and self._writer.last.seq <= through_seq:
+        if self._writer.file_bytes >= ROLL_BYTES_MIN:  # what is in it can go at the next checkpoint
             self._writer.roll()
         self._writer.cut(through_seq)
 

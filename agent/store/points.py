@@ -35,6 +35,8 @@ from core.wire import Outcome
 
 NAME = "points.db"
 I64 = npt.NDArray[np.int64]
+_BUSY_WAIT_MS = 5_000
+_CHECKPOINT_WAIT_MS = 50
 _CACHE_KB = 16 << 10
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ids (id BLOB PRIMARY KEY, slot INTEGER NOT NULL) WITHOUT ROWID;
@@ -80,6 +82,7 @@ class PointsDb:
         self._wal_fd = -1
 
     def _prepare(self) -> None:
+        self.db.execute(f"PRAGMA busy_timeout = {_BUSY_WAIT_MS}")
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
         # A checkpoint fsyncs; on the path of a commit that would be felt by every writer.
@@ -217,15 +220,16 @@ class PointsDb:
             self._files.sync_folder(self.path.parent)
         self._files.sync(self._wal_fd)
 
-    def checkpoint(self, *, restart: bool) -> bool:
-        """Move the WAL into the database. True if all of it went, and (restart) it can begin anew."""
-        mode = "RESTART" if restart else "PASSIVE"
+    def checkpoint(self) -> None:
+        """Move what is in the WAL into the database, and cut the WAL unless a reader still needs it."""
         try:
+            # Writes wait meanwhile: rather a longer WAL than a long wait for a reader.
+            self.db.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
             with self._files.checkpoint(self.path):
-                busy, frames, moved = self.db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.db.execute(f"PRAGMA busy_timeout = {_BUSY_WAIT_MS}")
         except sqlite3.DatabaseError as error:
             raise damage(error) from error
-        return not busy and frames == moved
 
     def checkpoint_beside(self) -> None:
         """Move what is committed so far, on a connection of its own, while the writer goes on."""

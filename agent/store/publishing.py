@@ -15,18 +15,18 @@ class Publisher:
         self._places = places
         self._place = places.place(collection, shard)
         self._lock = threading.Lock()
+        self._is_closed = False
         self.record = ShardRecord(collection=collection, shard=shard)
 
     def update(self, *, on: int = 0, off: int = 0, **fields: int) -> None:
         """Publish the record with these fields and flags changed, all at once."""
         with self._lock:
             self.record = self.record._replace(flags=(self.record.flags | on) & ~off)._replace(**fields)
-            self._page.write_shard(self._place, self.record)
+            if not self._is_closed:  # its place may be another shard's
+                self._page.write_shard(self._place, self.record)
 
     def set_flags(self, on: int = 0, off: int = 0) -> None:
-        with self._lock:
-            self.record = self.record._replace(flags=(self.record.flags | on) & ~off)
-            self._page.write_shard(self._place, self.record)
+        self.update(on=on, off=off)
 
     def begin_edit(self) -> None:
         """Columns of published slots are about to change; what they say is void until `end_edit`."""
@@ -38,4 +38,6 @@ class Publisher:
             self.update(edits=self.record.edits + 1)
 
     def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
         self._places.release(self.record.collection, self.record.shard)

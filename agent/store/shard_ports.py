@@ -24,7 +24,7 @@ class ShardSettings(msgspec.Struct, frozen=True):
     """Let the tail grow: searches get slower until the builder has caught up."""
     queue_bytes_max: int = 64 << 20
     queue_entries_max: int = 4_096
-    checkpoint_bytes_min: int = 4 << 20
+    checkpoint_bytes_min: int = 2 << 20
     checkpoint_bytes_max: int = 256 << 20
     """A checkpoint is due after a quarter of the shard's size in log, within these."""
     checkpoint_every_s: float = 60.0
