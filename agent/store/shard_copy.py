@@ -256,7 +256,7 @@ def _check_points(path: Path, saved: SavedShard, target: Target, files: Files) -
         points = PointsDb(path, files)
         try:
             points.check()
-            points.checkpoint(restart=True)
+            points.checkpoint()
         finally:
             points.close()
     except (sqlite3.DatabaseError, Damaged, TypeError, ValueError) as e:
