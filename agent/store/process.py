@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from agent.child import SOCKET, Spec, die_with_parent
 from agent.link import Answer, Handler, Header, Server
@@ -71,6 +72,7 @@ class Store:
         )
         self._closed: set[tuple[CollectionId, int]] = set()
         self._flags = NodeFlag(0)
+        self._room_is_low = asyncio.Event()
         self._published = ClusterView(ClusterMap(cluster=""))
         """What fronts are told: never a map whose shards are not open yet."""
 
@@ -200,12 +202,13 @@ class Store:
         """Close what the map no longer names, open what it does, then publish its epoch."""
         for id_ in [id_ for id_ in self._open if id_ not in view.map.collections]:
             gone = self._open.pop(id_)
-            await asyncio.gather(*(shard.close() for shard in gone.shards))
+            # No checkpoint: nobody opens it again soon, and a full disk, to which this gives room, has none.
+            await _all_of([shard.close(checkpoint=False) for shard in gone.shards])
         opening = [
             self._take_collection(info, len(view.shards[id_].shards))
             for id_, info in view.map.collections.items()
         ]
-        await asyncio.gather(*opening)
+        await _all_of(opening)
         self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
         self._published = view
         self._page.write_node(self._page.node()._replace(epoch=view.epoch))
@@ -222,7 +225,12 @@ class Store:
                 self._closed.discard((info.id, number))
         if there.info != info:
             # Columns of a new index are complete when this returns: then the index may be answered.
-            await asyncio.gather(*(shard.set_schema(shard_schema(info)) for shard in there.shards))
+            schema = shard_schema(info)
+            usable = [shard for shard in there.shards if shard.damage is None]
+            await _all_of([shard.set_schema(schema) for shard in usable])
+            for shard in there.shards:
+                # One that is not usable now must not hold up the changes of all others: it opens with it.
+                shard.schema = schema
             there.info, there.target = info, target_of(info, self._limits())
             for shard in there.shards:
                 shard.settings = self._shard_settings(info)
@@ -254,6 +262,8 @@ class Store:
         """Twice a second: room on disk, memory; the page tells the fronts."""
         while True:
             self._guards.look()
+            if self._guards.disk_low:
+                self._room_is_low.set()
             self._gauge()
             flags = self._flags & ~(NodeFlag.DISK_LOW | NodeFlag.MEMORY_LOW)
             if self._guards.disk_low:
@@ -299,7 +309,10 @@ class Store:
                     self._log.info("store.deleted_collection_removed", folder=name)
             except OSError as problem:
                 self._log.error("store.sweep_failed", text=str(problem))
-            await asyncio.sleep(SWEEP_S)
+            self._room_is_low.clear()
+            with suppress(TimeoutError):  # of a full disk what is deleted goes at once, else now and then
+                async with asyncio.timeout(SWEEP_S):
+                    await self._room_is_low.wait()
 
     def _kept(self) -> Bounds:
         settings = self._settings.current
@@ -308,6 +321,13 @@ class Store:
     def _publish(self, flags: NodeFlag) -> None:
         self._flags = flags
         self._page.write_node(self._page.node()._replace(flags=int(flags)))
+
+
+async def _all_of(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Each to its end, then the first error: what still opened files could meet its own repetition."""
+    for outcome in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _folder(collection: int, shard: int) -> Path:

@@ -53,6 +53,12 @@ def test_a_collection_with_a_damaged_shard_answers_nothing_until_it_is_restored(
     assert rest.get("/issues").result["issues"]
     assert 'shoal_shard_damaged{collection="c",shard="0"} 1' in rest.get("/metrics").text
 
+    # It holds up no change, of its own collection or of others.
+    index = {"field_name": "k", "field_schema": "keyword"}
+    assert rest.put("/collections/c/index", index, wait=True).status == 200
+    assert rest.put("/collections/d", {"vectors": {}}).status == 200
+    assert rest.delete("/collections/d").status == 200
+
     assert rest.put("/collections/c/snapshots/recover", {"location": snapshot}, wait=True).result is True
     assert {status for status, _ in _reads(rest)} == {200}
     assert rest.post("/collections/c/points/count", {}).result == {"count": POINTS}

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from agent.page import SHARDS_MAX, NodeRecord, Page, ShardPlaces, ShardRecord
+from agent.page import SHARDS_MAX, NodeRecord, Page, ShardFlag, ShardPlaces, ShardRecord
+from agent.store.publishing import Publisher
 from core.errors import NoRoom
 
 _WRITER = """
@@ -81,3 +82,15 @@ def test_more_shards_than_places_are_refused() -> None:
     places._places = {(0, n): n for n in range(SHARDS_MAX)}
     with pytest.raises(NoRoom, match=str(SHARDS_MAX)):
         places.place(1, 0)
+
+
+def test_a_closed_shard_writes_nothing_to_the_place_that_it_had() -> None:
+    page = Page.make()
+    places = ShardPlaces(page)
+    gone = Publisher(page, places, 1, 0)
+    gone.update(on=ShardFlag.OPEN, points=7)
+    gone.close()
+    after = Publisher(page, places, 2, 0)
+    after.update(points=9)
+    gone.set_flags(on=ShardFlag.BUILDING)
+    assert page.shard(0) == ShardRecord(collection=2, points=9)
