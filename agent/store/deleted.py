@@ -15,6 +15,7 @@ SHARDS = "shards"
 ABOUT = "collection.json"
 
 _FOLDER = re.compile(r"(\d+)-(\d+)")
+_GRAVE = re.compile(r"\d+-\d+")
 _STAGED = re.compile(r"(\d+)-(\d+)\.(\d+)\.new")
 
 
@@ -86,7 +87,9 @@ def sweep(data: Path, bounds: Bounds, *, now_us: int, is_low: Callable[[], bool]
     """Remove what is past the bounds, and, while the disk is low, whatever there is. What was removed."""
     for half in (data / DELETED).glob(".*"):
         shutil.rmtree(half)
-    graves = sorted((path for path in (data / DELETED).glob("*-*") if path.is_dir()), reverse=True)
+    graves = sorted(
+        (path for path in (data / DELETED).glob("*-*") if _GRAVE.fullmatch(path.name)), reverse=True
+    )
     removed: list[str] = []
     kept, kept_bytes = 0, 0
     for grave in graves:  # newest first: they are kept as long as they fit

@@ -380,6 +380,7 @@ async def test_deleted_folders_are_swept_by_age_count_bytes_and_low_water(node: 
         await node.catalogue.sweep_deleted(bounds, is_low=lambda: low)
         return sorted({name.partition("-")[0] for name in node.graves()})
 
+    (node.data / "deleted" / "not-ours").mkdir()
     assert await left(Bounds()) == ["1", "2", "3", "4"]
     assert await left(Bounds(count_max=3)) == ["2", "3", "4"]
     assert await left(Bounds(bytes_max=250_000)) == ["3", "4"]
@@ -387,3 +388,4 @@ async def test_deleted_folders_are_swept_by_age_count_bytes_and_low_water(node: 
     await node.catalogue.create_collection("again", PARAMS, who="")
     await node.catalogue.delete_collection("again", who="")
     assert await left(Bounds(), low=True) == []
+    assert (node.data / "deleted" / "not-ours").is_dir()
