@@ -93,8 +93,7 @@ class Unit:
     def _on_signal(self, number: int, _frame: object) -> None:
         if number == signal.SIGHUP:  # certificates and key files are looked at again
             for front in self._fronts:
-                if front.popen is not None:
-                    os.kill(front.pid, signal.SIGHUP)
+                _signal(front, signal.SIGHUP)
         else:
             self._stop_signal = number
 
