@@ -77,6 +77,7 @@ class GrowingFile:
         self._bytes: U8 | None = None
         self.dirty = False
         self._punched = 0
+        self._lost: OSError | None = None
 
     def reserve(self, size: int) -> None:
         """Make the file at least `size` bytes long, with blocks. Raises OSError (ENOSPC)."""
@@ -110,9 +111,15 @@ class GrowingFile:
 
     def sync(self) -> None:
         """Make it durable, if it was written since the last time."""
+        if self._lost is not None:
+            raise self._lost
         if self.dirty:
             self.dirty = False  # before, so that a write beside the fsync counts for the next one
-            self._files.sync(self._fd)
+            try:
+                self._files.sync(self._fd)
+            except OSError as error:
+                self._lost = error  # the kernel calls the pages clean now: a second fsync proves nothing
+                raise
 
     def punch_below(self, offset: int, unit: int = PAGE) -> None:
         """Give back the whole units (of pages) below `offset`; they read as zeros afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class Contents:
         self.ids = GrowingFile(folder / "columns" / "ids.bin", files)
         self.live = GrowingBits(folder / "columns" / "live.bin", files)
         self._has_new_names = True
+        self._syncing = threading.Lock()
         self.vectors: dict[int, VectorFile] = {}
         self.columns: dict[int, ColumnWriter] = {}
         for v, vector in schema.vectors.items():
@@ -84,7 +86,11 @@ class Contents:
             vector.forget_from(slot)
 
     def sync(self) -> None:
-        """Make all but points.db durable."""
+        """Make all but points.db durable, before this returns: also what another thread's sync is at."""
+        with self._syncing:
+            self._sync()
+
+    def _sync(self) -> None:
         if self._has_new_names:
             self._has_new_names = False
             for name in ("columns", "vectors"):

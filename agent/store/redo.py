@@ -22,8 +22,13 @@ class Redo:
     def __init__(self, contents: Contents, low: int) -> None:
         self._contents = contents
         self._born: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        seen: set[tuple[int, bytes]] = set()
         for slot, key, born in contents.points.births(low):
-            self._born[born].append((slot, key))
+            # Of several slots that one entry made for a point, all but the first are copies made by
+            # relocation: they were on disk before points.db named them.
+            if (born, key) not in seen:
+                seen.add((born, key))
+                self._born[born].append((slot, key))
         self._slots_of: dict[bytes, list[int]] | None = None
 
     def redo(self, entries: Iterable[Entry]) -> int:

@@ -320,6 +320,8 @@ def at_random(folder: Path, seed: int, rounds: int) -> dict[str, object]:
         if status == CRASHED:
             crashes += 1
             cut_power(place.shard, place.report, seed + round_)
+        shutil.rmtree(folder / "before", ignore_errors=True)
+        shutil.copytree(place.shard, folder / "before")  # what a failed check looked at
 
         def check(bases: dict[int, Points] = bases, ops: dict[int, list[Op]] = ops) -> None:
             found_file.write_bytes(pickle.dumps(asyncio.run(verify(place, "random", bases, ops))))

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,22 @@ async def test_survivors_of_old_slots_move_and_their_space_is_given_back(bench: 
         assert bench.points() == model.points
     async with bench.shard():
         assert bench.points() == model.points
+
+
+async def test_a_point_that_moved_after_its_vectors_were_updated_is_whole_after_a_kill(bench: Bench) -> None:
+    async with bench.shard() as shard:
+        await write(shard, upsert([1], 1))
+        await shard.checkpoint()
+        await write(shard, UpdateVectors(keys([1]), (rows(2, [(1, 2, 3)]),)))
+        await shard.relocate([0, 1])
+        before = bench.points()
+        killed = bench.folder.with_name("killed")
+        subprocess.run(["cp", "-r", bench.folder, killed], check=True)
+    again = Bench(killed)
+    async with again.shard() as shard:
+        assert shard.damage is None
+        assert again.points() == before
+    again.close()
 
 
 def allocated(folder: Path) -> int:
