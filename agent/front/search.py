@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,6 +23,7 @@ from agent.front.queries.deadline import Deadline
 from agent.front.queries.reads import Reads
 from agent.front.routes import Handler, Reply, Request, Route
 from agent.front.serving import Served, Serving
+from agent.front.view import LookTooOld
 from agent.metrics import Histogram, Metrics
 from agent.rates import Bucket
 from core.api import old_searches
@@ -46,6 +47,8 @@ T = TypeVar("T")
 THREADS = 2
 QUEUE_MAX = 256
 """Long reads that run or wait for a thread; more are refused."""
+LOOKS_MAX = 3
+"""How often a read begins anew that took so long that rows it needs were let go."""
 SHORT_LIMIT_MAX = 200
 """A plain search for more is not short."""
 SHORT_TAIL_MAX = 16_000
@@ -302,10 +305,16 @@ class Search:
         self._queued += 1
         self._queue_gauge.set(self._queued)
 
-        def run() -> T:
+        def look_and_read() -> T:
             with ExitStack() as stack:
                 look = stack.enter_context(served.look())
                 return read(self._reads(look, request.deadline, stack))
+
+        def run() -> T:
+            for _ in range(LOOKS_MAX - 1):
+                with suppress(LookTooOld):
+                    return look_and_read()
+            return look_and_read()
 
         try:
             # It may wait for a thread for longer than its client does; in one it looks at the clock itself.

@@ -27,6 +27,10 @@ U8 = NDArray[np.uint8]
 _BIT = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
+class LookTooOld(Unavailable):
+    """Rows of points that died since the look began have been let go. A new look has what is there now."""
+
+
 class Look:
     """Live bits, record and graphs of one moment. `base` is a multiple of 8; bits begin there.
 
@@ -182,7 +186,12 @@ class Look:
 
     def payloads(self, slots: I64) -> list[bytes]:
         rows = self._stored(slots)
-        return [row.payload if (row := rows.get(slot)) is not None else b"" for slot in slots.tolist()]
+        try:
+            return [rows[slot].payload for slot in slots.tolist()]
+        except KeyError:
+            raise LookTooOld(
+                "a point was replaced while this request ran, and so long ago that its row is gone; retry"
+            ) from None
 
     def seqs(self, slots: I64) -> I64:
         low = self.record.slot_low

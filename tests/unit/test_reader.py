@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.front.view import LookTooOld
 from agent.page import ShardFlag
 from core.api.config import Distance
 from core.errors import Damaged, Unavailable
@@ -135,3 +136,15 @@ async def test_rows_of_a_reader_that_was_closed_meanwhile_are_refused_in_words(t
         shard.reader.close()
         with pytest.raises(Unavailable, match="retry"):
             look.payloads(look.scan(None))
+
+
+async def test_a_payload_whose_row_was_let_go_is_not_answered_as_an_empty_one(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema(), purge_after_s=0.0) as shard:
+        await shard.upsert([1], unit_rows(1, 8), [{"a": 1}])
+        look = shard.reader.view()
+        await shard.upsert([1], unit_rows(1, 8), [{"a": 2}])
+        await shard.shard.checkpoint()
+        with pytest.raises(LookTooOld, match="retry"):
+            look.payloads(look.scan(None))
+        fresh = shard.reader.view()
+        assert fresh.payloads(fresh.scan(None)) == [b'{"a":2}']
