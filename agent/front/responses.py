@@ -82,10 +82,12 @@ class WholeResponse:
         head = self._head(request)
         if len(body) <= _DRAIN_BYTES:
             transport.write(head + body)
-            return
-        transport.write(head)
-        transport.write(body)
-        await _taken(request, transport)
+        else:
+            transport.write(head)
+            transport.write(body)
+        # Small answers add up, too: to a client that asks on and on without reading.
+        if transport.get_write_buffer_size() > _DRAIN_BYTES:
+            await _taken(request, transport)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to send."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from tests.running.agent import RunningAgent
 from tests.running.waiting import wait_until
@@ -66,4 +67,24 @@ def test_numbers_of_thousands_of_digits_are_refused_in_words(new_agent: Callable
     assert rest.get(f"/collections/c/points/{digits}").status == 400
     assert rest.post(f"/collections/c/points/count?consistency={digits}", {}).status == 400
     assert rest.post("/collections/c/points/query", {"query": [1, 1]}).result == {"points": []}
+    rest.close()
+
+
+def test_small_answers_to_a_client_that_asks_on_and_on_do_not_fill_the_memory(
+    new_agent: Callable[..., RunningAgent],
+) -> None:
+    """Answers of under 64 KB were written without waiting, however many had not been read."""
+    agent = new_agent(agent={"fronts": 1}).start()
+    rest = agent.rest()
+    assert rest.put("/collections/c", {"vectors": {}}).status == 200
+    point = {"id": 1, "vector": {}, "payload": {"t": "x" * 50_000}}
+    assert rest.put("/collections/c/points", {"points": [point]}, wait="true").status == 200
+    (front,) = [one for one in agent.processes() if "agent.front" in one.cmdline()]
+    before = front.memory_info().rss
+    with socket.create_connection(("127.0.0.1", agent.port), timeout=5) as client:
+        client.settimeout(5)
+        ask = b"GET /collections/c/points/1 HTTP/1.1\r\nHost: x\r\n\r\n"
+        with suppress(TimeoutError):  # it is not read from any more, as it should
+            client.sendall(ask * 200_000)
+        assert front.memory_info().rss < before + (60 << 20)
     rest.close()
