@@ -139,7 +139,10 @@ class Builds:
             high = self._published(shard)
             quiet = quiet_too and self._is_quiet(shard)
             for v, state in shard.manifest.vectors.items():
-                kind = self._kind(shard, int(v), state, high, rules, quiet)
+                try:
+                    kind = self._kind(shard, int(v), state, high, rules, quiet)
+                except (OSError, EOFError):
+                    continue  # its folder is being put in another's place
                 if kind is not None:
                     yield shard, int(v), kind
 
@@ -260,6 +263,8 @@ class Builds:
             await shard.checkpoint()
         except (Damaged, NoRoom, Unavailable, OSError) as problem:
             self._log.warning("store.slots_not_freed", folder=str(shard.folder), text=str(problem))
+        except Exception as bug:  # noqa: BLE001 - one shard's trouble must not end the store
+            self._log.error("store.slots_not_freed", folder=str(shard.folder), exc=bug)
 
 
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:

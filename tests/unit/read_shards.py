@@ -27,7 +27,7 @@ from net.logs import log_to
 
 F32 = NDArray[np.float32]
 LOG = log_to(sys.stderr, level="error")
-LONG_TAILS = ShardSettings(tail_rows_max=10**9)
+LONG_TAILS = ShardSettings(tail_rows_max=10**9, checkpoint_bytes_min=8 << 20)
 
 
 def schema(
