@@ -33,6 +33,8 @@ _AHEAD_SLOTS = 1 << 14
 """Live bits are copied this far beyond the last slot known, because the page is read after them."""
 _TRIES = 64
 _RETRY_S = 0.5
+_PAUSE_S = 0.02
+"""Reading a manifest costs more than a search: not each one does it while page and manifest differ."""
 
 
 class VectorFiles:

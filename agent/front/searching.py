@@ -23,7 +23,7 @@ Bits = NDArray[np.bool_]
 Found = tuple[I64, F32]
 
 _BIT = np.left_shift(1, np.arange(8)).astype(np.uint8)
-_THREADS_FROM = 16
+_THREADS_FROM = 8
 """Smaller batches are slower on two threads than on one."""
 _NOTHING: Found = (np.empty(0, np.int64), np.empty(0, np.float32))
 
