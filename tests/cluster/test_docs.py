@@ -52,7 +52,7 @@ def test_every_command_of_a_page_prints_what_the_page_says(
 @pytest.mark.timeout(240)
 def test_the_script_of_the_sizing_page_measures_what_the_page_tells() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.sizing", "--rows", "6000"],
+        [sys.executable, "-m", "tests.bench.sizing", "--rows", "9000"],
         cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,8 @@ def test_the_script_of_the_sizing_page_measures_what_the_page_tells() -> None:
         for kind, size in re.findall(r"^  (.+?) +\d+ MB a million, +([\d.]+) bytes", at_rest, re.MULTILINE)
     }
     assert 4 * 384 <= sizes["rows, f32"] <= 1.2 * 4 * 384
-    assert 384 + 100 <= sizes["graph"] <= 384 + 200
+    # Green leaves up to 4,000 rows to be searched one by one.
+    assert (384 + 100) / 2 <= sizes["graph"] <= 384 + 200
     assert 281 <= sizes["ids and payloads (points.db)"] <= 281 * 1.6
     assert {"front", "store", "main"} <= set(
         re.findall(r"^  (\w+) +\d+ MB of its own", at_rest, re.MULTILINE)
