@@ -409,7 +409,8 @@ def _replica(identity: Identity, found: FoundLog, applied: int, remembered: list
     recent = RecentRequests()
     for request in remembered:
         recent.remember(request)
-    replica = Replica(identity, log, applied=applied, recent=recent)
+    times = [entry.time_us for entry in found.entries[-1:]] + [r.time_us for r in remembered[-1:]]
+    replica = Replica(identity, log, applied=applied, time_us=max(times, default=0), recent=recent)
     replica.remember(entry for entry in entries if entry.seq > applied)
     return replica
 

@@ -81,7 +81,7 @@ class Replica:
     """The primary of its shard's active set.
 
     `members` are names, `me` among them. `log` and `recent` hold what recovery found; `applied` is how
-    far the shard's contents have come, at least the log's base.
+    far the shard's contents have come, at least the log's base; `time_us` the log's time.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Replica:
         me: str = "",
         members: Iterable[str] = ("",),
         applied: int = 0,
+        time_us: int = 0,
         recent: RecentRequests | None = None,
     ) -> None:
         self.identity = identity
@@ -102,7 +103,7 @@ class Replica:
         self.committed = applied
         self.applied_seq = applied
         self._handed_out = applied
-        self._time_us = 0
+        self._time_us = time_us
         self._persisted = dict.fromkeys(members, 0)
         if me not in self._persisted:
             raise InvariantBroken(f"{me!r} is not in the active set {sorted(self._persisted)}")

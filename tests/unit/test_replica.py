@@ -58,6 +58,10 @@ def test_the_time_of_the_log_never_goes_back() -> None:
     assert [proposed(r, now_us=t).time_us for t in (50, 40, 60)] == [50, 50, 60]
 
 
+def test_the_time_of_the_log_goes_on_after_a_restart_with_a_wrong_clock() -> None:
+    assert proposed(replica(time_us=500), now_us=40).time_us == 500
+
+
 def test_what_was_not_persisted_cannot_be_committed() -> None:
     with pytest.raises(InvariantBroken):
         replica().persisted(1)
