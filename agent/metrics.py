@@ -117,10 +117,13 @@ class Metrics:
     def _sample(self, name: str, labels: Mapping[str, str], kind: Kind = Kind.HISTOGRAM) -> Counter:
         key = key_of(name, labels)
         at = self._known.get(key)
+        shared = key_of(name, {**labels, "collection": "(other)"})
         if at is None:
+            if "collection" in labels and shared not in self._known:
+                self._append(kind, shared)  # while there is room for it
             at = self._append(kind, key)
         if at is None:
-            at = self._known.get(key_of(name, {**labels, "collection": "(other)"}))
+            at = self._known.get(shared)
         if at is None:  # not even the shared one fits: count into a private place that nobody reads
             return Counter(memoryview(bytearray(_VALUE.size)), 0)
         return Counter(self._part, at)

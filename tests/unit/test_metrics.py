@@ -50,13 +50,12 @@ def test_a_hostile_label_stays_a_label() -> None:
     one = part()
     Metrics(one).counter("shoal_x_total", collection='a"\n\\b').add()
     (family,) = text_string_to_metric_families(render([one], {}, {}))
-    assert family.samples[0].labels == {"collection": 'a"\n\\b'}
+    assert family.samples[-1].labels == {"collection": 'a"\n\\b'}
 
 
 def test_label_sets_beyond_the_room_are_counted_together() -> None:
     one = part(1024)
     metrics = Metrics(one)
-    metrics.counter("shoal_x_total", collection="(other)")
     for n in range(100):
         metrics.counter("shoal_x_total", collection=f"c{n}").add()
     assert sum(samples(render([one], {}, {})).values()) == 100
