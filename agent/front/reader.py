@@ -33,8 +33,6 @@ _AHEAD_SLOTS = 1 << 14
 """Live bits are copied this far beyond the last slot known, because the page is read after them."""
 _TRIES = 64
 _RETRY_S = 0.5
-_PAUSE_S = 0.02
-"""Reading a manifest costs more than a search: not each one does it while page and manifest differ."""
 
 
 class VectorFiles:
@@ -87,6 +85,7 @@ class ShardReader:
         self.seqs = KnownSeqs()
         self.bitmaps = Bitmaps(self.folder, self.points, metrics)
         self.manifest = read_manifest(self.folder / NAME)
+        self._latest, self._asked = self.manifest, self.manifest.number
         try:
             self._take(self.manifest)
         except Damaged:  # a graph is; the rows answer, more slowly, until the builder has made another
@@ -168,7 +167,7 @@ class ShardReader:
             if record.slot_high >= (base + len(bits) - 1) << 3:
                 continue  # more was published than had been copied
             if record.manifest != self.manifest.number:
-                self.refresh()
+                self.refresh(record.manifest)
             return Look(self, record, bits, base << 3, self._quiet_high, clean)
         raise Unavailable(f"shard {self.folder.name} grows faster than it can be looked at; retry")
 
@@ -186,23 +185,29 @@ class ShardReader:
 
     # -- manifests ------------------------------------------------------------------------------------------
 
-    def refresh(self, *, wait: bool = False) -> None:
-        """Take over a newer manifest. New vectors and columns are there at once; graphs are opened beside
-        the searches, which meanwhile go on with the old ones and a longer tail."""
-        if wait:
+    def refresh(self, number: int | None = None) -> None:
+        """Take over manifest `number`, as the page says; None: the newest, and wait for its graphs.
+
+        New vectors and columns are there at once, dropped ones gone. Graphs are opened beside the searches,
+        which meanwhile go on with the old ones and a longer tail.
+        """
+        if number is None:
             with self._opening:
                 self._take(read_manifest(self.folder / NAME))
             return
-        # Not only when nothing is being opened: an index that was dropped must not answer any more.
-        try:
-            manifest = read_manifest(self.folder / NAME)
-        except (Damaged, OSError):
-            self._failed()
+        if number != self._asked:  # reading a manifest costs more than a search: once for each number
+            try:
+                self._latest = read_manifest(self.folder / NAME)
+            except (Damaged, OSError):
+                self._failed()
+                return
+            self._take_schema(self._latest)
+            self._asked = number
+        if self._latest.number == self.manifest.number or time.monotonic() < self._retry_s:
             return
-        self._take_schema(manifest)
-        if time.monotonic() >= self._retry_s and self._opening.acquire(blocking=False):
+        if self._opening.acquire(blocking=False):
             threading.Thread(
-                target=self._open_beside, args=(manifest,), name="graphs.open", daemon=True
+                target=self._open_beside, args=(self._latest,), name="graphs.open", daemon=True
             ).start()
 
     def _open_beside(self, manifest: Manifest) -> None:

@@ -234,7 +234,7 @@ class Look:
     def _files(self, v: int) -> VectorFiles:
         files = self._vectors.get(v)
         if files is None:
-            self.reader.refresh(wait=True)
+            self.reader.refresh()
             self._vectors = self.reader.vectors
             files = self._vectors.get(v)
         if files is None:

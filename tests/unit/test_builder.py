@@ -39,7 +39,7 @@ class Site:
         if job is None:
             return None
         await self._calls["build.done"]({}, to_body(self.workshop.build(job)), 0.0)
-        self.shard.reader.refresh(wait=True)
+        self.shard.reader.refresh()
         return job.kind
 
 
