@@ -37,9 +37,9 @@ from agent.store.pacing import Pacing
 from agent.store.pipeline import Pipeline, Proposal
 from agent.store.publishing import Publisher
 from agent.store.recovery import Recovered, Recovery
-from agent.store.scrub import Scrub
 from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
+from agent.store.upkeep import Upkeep
 from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
 from core.hashing import KEY_BYTES
 from core.replication.replica import Identity, KeepIdentity, Replica
@@ -51,12 +51,8 @@ T = TypeVar("T")
 Until = Literal["applied", "persisted"]
 
 
-UNAPPLIED_WAIT_S = 0.05
-"""How soon it is looked again whether a checkpoint can be made, while what is logged waits to be applied."""
 FILL_SLICE_SLOTS = 1_000
 OPEN_AGAIN_S = 2.0
-CHECKPOINT_AGAIN_S = 5.0
-SCRUB_REST_S = 0.05
 FILL_AT_START_ROWS_MAX = 20_000
 """A larger shard serves before its columns are filled; filters then look at payloads."""
 
@@ -87,10 +83,7 @@ class Shard:
         self._is_open = False
         self._broken: ShoalError | None = None
         """Why writes are refused until a restart."""
-        self._manifest_lock = asyncio.Lock()
         self._filling = asyncio.Lock()
-        self._checkpoints = 0
-        self._checkpoint_took_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- opening and closing ----------------------------------------------------------------------------
@@ -211,7 +204,7 @@ class Shard:
             # Not after a failed fsync: the next one would succeed without what the first has lost.
             if checkpoint and self.refusal is None and self._broken is None:
                 try:
-                    await self._checkpoint(clean=True)
+                    await self._upkeep.checkpoint(clean=True)
                 except ShoalError as error:  # the log has it all; the next start takes longer
                     self._log.warning("shard.not_checkpointed", what=str(error))
             self._pipeline.close()
@@ -242,8 +235,16 @@ class Shard:
             self._ports.on_sync,
         )
         self._is_open = True
-        self._checkpointed_bytes = 0
-        self._checkpointed_seq = recovered.manifest.checkpoint
+        self._upkeep = Upkeep(
+            self._manifests,
+            self._pipeline,
+            self._replica,
+            self._applier,
+            self._ports.executor,
+            self.settings,
+            self._log,
+            self._give_up,
+        )
 
     async def _begin(self, recovered: Recovered) -> None:
         """Publish, and take writes."""
@@ -261,7 +262,7 @@ class Shard:
             points=meta.count,
             flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
         )
-        self._tasks += [*self._pipeline.start(), asyncio.create_task(self._keep_house())]
+        self._tasks += [*self._pipeline.start(), asyncio.create_task(self._upkeep.keep_house())]
         if not recovered.checked:
             self._tasks.append(asyncio.create_task(self._scrub_quietly()))
         if self.schema.columns.keys() - self._ready:
@@ -387,7 +388,7 @@ class Shard:
     async def set_schema(self, schema: ShardSchema) -> None:
         """Take a newer schema: vectors and indexes added and removed. Returns when all is ready."""
         self._check_open()
-        async with self._manifest_lock:
+        async with self._upkeep.manifest_lock:
             await self._exclusively(self._change_schema, schema)
         await self._fill_columns()
 
@@ -419,7 +420,7 @@ class Shard:
                 await self._exclusively(
                     self._applier.fill_columns, ks, low, min(low + FILL_SLICE_SLOTS, high)
                 )
-            async with self._manifest_lock:
+            async with self._upkeep.manifest_lock:
                 self._ready |= self.schema.columns.keys() & set(ks)
                 await self._exclusively(self._manifests.take_schema, self.schema, self._ready)
             self._log.info("shard.columns_filled", ks=ks, took_ms=round((time.monotonic() - began_s) * 1000))
@@ -429,7 +430,7 @@ class Shard:
     ) -> Manifest:
         """Name what the builder made over vector v. Its files must be on disk, complete, under segments/."""
         self._check_open()
-        async with self._manifest_lock:
+        async with self._upkeep.manifest_lock:
             return await self._exclusively(self._replace_segments, v, tuple(segments), mean)
 
     def _replace_segments(self, v: int, segments: tuple[Segment, ...], mean: str | None) -> Manifest:
@@ -475,69 +476,30 @@ class Shard:
     async def checkpoint(self) -> None:
         """Make all that is applied durable in the derived files; let go of log, dead rows, their space."""
         self._check_open()
-        await self._checkpoint(clean=False)
+        await self._upkeep.checkpoint()
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[Manifest]:
         """While it is held no row, graph or log that the manifest stands on is let go. Writes go on."""
         self._check_open()
-        async with self._manifest_lock:
+        async with self._upkeep.manifest_lock:
             yield self._manifests.manifest
-
-    async def _checkpoint(self, *, clean: bool) -> None:
-        """Raises NoRoom, Unavailable, Damaged; after the last two no write is taken any more."""
-        async with self._manifest_lock:
-            began_s = time.monotonic()
-            written = self._pipeline.bytes_written
-            try:
-                await self._run(self._manifests.prepare)
-                oldest = self._replica.recent.oldest_seq
-                await self._exclusively(lambda: self._manifests.finish(oldest_request=oldest, clean=clean))
-            except (OSError, sqlite3.Error, Damaged) as error:
-                found = disk_error(error, f"a checkpoint of {self.folder}")
-                if not isinstance(found, NoRoom):
-                    self._give_up(found)  # an fsync that failed must never be repeated over the same data
-                raise found from error
-            self._checkpointed_seq = self._manifests.manifest.checkpoint
-            self._checkpointed_bytes = written
-            await self._pipeline.cut_log(self._checkpointed_seq)
-            self._checkpoints += 1
-            self._checkpoint_took_s = time.monotonic() - began_s
-
-    async def _keep_house(self) -> None:
-        """Checkpoints when they are due: by the log's size, or by time if there is anything to do."""
-        loop = asyncio.get_running_loop()
-        last_s = loop.time()
-        while self.refusal is None and self._broken is None:
-            await self._pipeline.wait_for_bytes(
-                self._checkpointed_bytes + self._checkpoint_bytes(), last_s + self.settings.checkpoint_every_s
-            )
-            last_s = loop.time()
-            if self._applier.dead or self._replica.applied_seq > self._checkpointed_seq:
-                try:
-                    await self._checkpoint(clean=False)
-                except ShoalError as error:
-                    self._log.warning("shard.not_checkpointed", what=str(error))
-                    await asyncio.sleep(CHECKPOINT_AGAIN_S)
-            else:  # due by what is logged, and none of it is applied yet: let that happen
-                await asyncio.sleep(UNAPPLIED_WAIT_S)
 
     async def scrub(self) -> int:
         """Read all that searches rely on, slowly; returns how many slots were looked at.
 
-        Raises Damaged, and then the shard serves no more.
+        Damaged graphs are dropped, to be built again. Raises Damaged for the rest; then it serves no more.
         """
         self._check_open()
-        record = self._publisher.record
-        reading = Scrub(self.folder, self._manifests.manifest)
-        steps = reading.steps(record.slot_low, record.slot_high)
         try:
-            while await self._run(next, steps, Scrub) is not Scrub:  # noqa: ASYNC110 - it rests, not waits
-                await asyncio.sleep(SCRUB_REST_S)
+            found = await self._upkeep.scrub()
         except Damaged as error:
             self._refuse(error)
             raise
-        return reading.slots
+        for v, damage in found.bad_graphs.items():
+            self._log.warning("shard.graph_dropped", what=damage)
+            await self.replace_segments(v, ())
+        return found.slots
 
     async def _scrub_quietly(self) -> None:
         """What the start left unchecked, because there was too much of it."""
@@ -548,11 +510,6 @@ class Shard:
             self._log.warning("shard.scrub_ended", what=str(error))
         else:
             self._log.info("shard.scrubbed", slots=slots, took_s=round(time.monotonic() - began_s))
-
-    def _checkpoint_bytes(self) -> int:
-        row_bytes = 300 + sum(4 * vector.dim for vector in self.schema.vectors.values())
-        wanted = self._publisher.record.points * row_bytes // 4
-        return min(max(wanted, self.settings.checkpoint_bytes_min), self.settings.checkpoint_bytes_max)
 
     # -- the rest ---------------------------------------------------------------------------------------
 
@@ -578,8 +535,8 @@ class Shard:
             apply_s=counts.apply_s,
             rows=counts.rows,
             dead_rows=len(self._applier.dead),
-            checkpoints=self._checkpoints,
-            checkpoint_s=self._checkpoint_took_s,
+            checkpoints=self._upkeep.checkpoints,
+            checkpoint_s=self._upkeep.checkpoint_took_s,
         )
 
     async def _exclusively(self, work: Callable[..., T], *args: object) -> T:

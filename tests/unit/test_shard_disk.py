@@ -17,6 +17,7 @@ from agent.store.shard import Shard
 from core.errors import Damaged, DeadlineExceeded, NoRoom, ShoalError, Unavailable
 from core.wire import Op, Outcome, Upsert
 from tests.storing.contents import keys, upsert
+from tests.storing.crash import segment
 from tests.storing.failing import FailingFiles
 from tests.storing.folders import folder_in_memory
 from tests.storing.shards import Bench, write
@@ -221,6 +222,19 @@ async def test_a_scrub_reads_all_and_stops_the_shard_where_it_finds_damage(folde
         assert bench.record.flags == ShardFlag.DAMAGED
         with pytest.raises(Damaged, match="snapshot"):
             await write(shard, upsert([1], 1))
+    bench.close()
+
+
+async def test_a_scrub_drops_a_damaged_graph(folder: Path) -> None:
+    bench = Bench(folder)
+    async with bench.shard() as shard:
+        await write(shard, upsert(range(10), 1))
+        sealed = segment(folder, 10)
+        await shard.replace_segments(1, [sealed])
+        (folder / "segments" / sealed.file).write_bytes(b"something else")
+        assert await shard.scrub() == 10
+        assert shard.damage is None
+        assert shard.manifest.vectors["1"].segments == ()
     bench.close()
 
 
