@@ -12,6 +12,7 @@ import sys
 import uvloop
 
 from agent.child import SOCKET, Spec, die_with_parent, enter
+from agent.front import grpc
 from agent.front.access import Keys
 from agent.front.app import App, AppLimits
 from agent.front.connections import Server
@@ -49,12 +50,14 @@ async def serve(spec: Spec, log: Log) -> None:
     server = Server(app.handle, body_bytes_max=lambda: serving.settings.body_bytes_max)
     handlers.connections = server
     certificates = Certificates(spec.config.tls) if spec.config.tls is not None else None
+    tls = certificates.context if certificates is not None else None
     listener = await loop.create_server(
         server,
         sock=_bind(spec.node.listen),
-        ssl=certificates.context if certificates is not None else None,
+        ssl=tls,
         backlog=BACKLOG,
     )
+    grpc_refusals = await grpc.listen(spec.node.listen, tls, log)
     stop = asyncio.Event()
     look = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -69,6 +72,8 @@ async def serve(spec: Spec, log: Log) -> None:
         await stop.wait()
         app.stopping = True
         listener.close()
+        if grpc_refusals is not None:
+            grpc_refusals.close()
         if not await app.drained(DRAIN_S):
             log.warning("front.stopped_with_requests", under_way=app.under_way)
         await server.shutdown(1.0)

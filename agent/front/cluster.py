@@ -91,5 +91,5 @@ class Cluster:
 
     async def set_quotas(self, request: Request) -> NoReturn:
         raise NotSupported(
-            "quotas: what a node leaves free is set by disk_low_water and memory_low_water in its cluster.toml"
+            "quotas: a node's cluster.toml says what it leaves free: disk_low_water, memory_low_water"
         )

@@ -15,6 +15,8 @@ class Certificates:
         self._config = config
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # HTTP/2 only for who offers nothing else: gRPC clients, which are told in words to use REST.
+        self.context.set_alpn_protocols(["http/1.1", "h2"])
         self._seen: tuple[int, int] | None = None
         self.reload()
 

@@ -37,7 +37,7 @@ ANSWER_WITHIN_S = 5.0
 
 
 def malformed(rng: random.Random) -> tuple[bytes, bool]:
-    """One request, broken in at least one way that keeps it from changing anything; whether it is complete."""
+    """One request, broken so that it can change nothing; and whether it is complete."""
     make = rng.choice((_noise, _head, _length, _body, _chunks, _headers))
     return make(rng), make in (_length, _body, _headers)
 

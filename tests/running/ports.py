@@ -13,6 +13,7 @@ from types import TracebackType
 # Below the range from which Linux draws the ports of outgoing connections (32768 …): such a port
 # could be taken by a client between our check and the agent's bind.
 FIRST, LAST = 15000, 31000
+GRPC_OFFSET = 1  # where an agent refuses gRPC
 PEER_OFFSET = 2  # an agent's peer port is its port + 2 unless the config says otherwise
 
 
@@ -32,7 +33,7 @@ def _is_free(port: int) -> bool:
 
 
 class PortPair:
-    """A port and its peer port, held by file locks until `release` or the end of this process."""
+    """A port and those taken beside it, held by file locks until `release` or the end of this process."""
 
     def __init__(self) -> None:
         self._locks: list[int] = []
@@ -44,7 +45,7 @@ class PortPair:
 
     def _draw(self) -> int:
         for port in random.sample(range(FIRST, LAST), LAST - FIRST):
-            wanted = (port, port + PEER_OFFSET)
+            wanted = (port, port + GRPC_OFFSET, port + PEER_OFFSET)
             if all(map(_is_free, wanted)) and all(map(self._lock, wanted)):
                 return port
             self.release()
