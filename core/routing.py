@@ -20,6 +20,7 @@ _MODES = {
 }
 _ENTRY_OVERHEAD_BYTES = 4096
 _POINT_OVERHEAD_BYTES = KEY_BYTES + 16
+_IDS_MAX = 100_000
 
 Routed = dict[int, list[wire.Op]]
 """Shard → the operations for it, in order."""
@@ -122,10 +123,17 @@ def _by_choice(write: api.Operation, numbers: Mapping[str, int], shard_count: in
     keys = chosen.keys or ()
     places = _places(keys, shard_count) if keys else {}
     shards = range(shard_count) if chosen.where is not None else sorted(places)
-    return {
-        shard: [_choice_op(write, _joined(keys, places.get(shard, ())), chosen.where, numbers)]
-        for shard in shards
-    }
+    routed: Routed = {}
+    for shard in shards:
+        mine = places.get(shard, ())
+        # The filter goes with the first part alone; ids are split, or they would not fit one entry.
+        routed[shard] = [
+            _choice_op(
+                write, _joined(keys, mine[at : at + _IDS_MAX]), chosen.where if at == 0 else None, numbers
+            )
+            for at in range(0, max(1, len(mine)), _IDS_MAX)
+        ]
+    return routed
 
 
 def _choice_op(write: api.Operation, ids: bytes, where: bytes | None, numbers: Mapping[str, int]) -> wire.Op:

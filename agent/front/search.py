@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from agent.front.access import Role
-from agent.front.queries.answers import ScoredPoint
+from agent.front.queries.answers import Points, Record, ScoredPoint, encoded
 from agent.front.queries.collection import Collection as Look
 from agent.front.queries.deadline import Deadline
 from agent.front.queries.reads import Reads
@@ -49,12 +49,15 @@ QUEUE_MAX = 256
 """Long reads that run or wait for a thread; more are refused."""
 LOOKS_MAX = 3
 """How often a read begins anew that took so long that rows it needs were let go."""
+TURN_MAX = 64
+"""Plain searches that one turn of the loop answers."""
 SHORT_LIMIT_MAX = 200
 """A plain search for more is not short."""
 SHORT_TAIL_MAX = 16_000
 """Slots that a short search may scan exactly, in all shards together."""
 _CONSISTENCIES = ("majority", "quorum", "all")
 _encode = msgspec.json.Encoder().encode
+_Waiting = tuple[api.Search, asyncio.Future[list[ScoredPoint]], float]
 
 
 class Search:
@@ -65,7 +68,7 @@ class Search:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
         self._queued = 0
         self._queue_gauge = metrics.gauge("shoal_reads_in_threads")
-        self._turn: dict[str, list[tuple[api.Search, asyncio.Future[list[ScoredPoint]], float]]] = {}
+        self._turn: dict[str, list[_Waiting]] = {}
         self._rates: dict[str, Bucket] = {}
         self._histograms: dict[str, Histogram] = {}
         self._random = random.Random()
@@ -117,13 +120,13 @@ class Search:
         search = api.parse_query(
             decode(bodies.QueryBody, request.body), served.info.params.vectors, self._limits
         )
-        return Reply(b'{"points":' + _encode(await self._search(served, search, request)) + b"}")
+        return Reply(b'{"points":' + await self._search(served, search, request) + b"}")
 
     def _older(self, shape: type[Any], parse: Callable[..., api.Search]) -> Handler:
         async def search(request: Request) -> Reply:
             served = await self._serving.collection(request.parameters[0])
             parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
-            return Reply(_encode(await self._search(served, parsed, request)))
+            return Reply(await self._search(served, parsed, request))
 
         return search
 
@@ -136,8 +139,12 @@ class Search:
             for search in given:
                 check_search(strict, search)
             self._admit(served, request, max(1, len(given)))
-            found = await self._in_thread(served, request, lambda reads: reads.query_batch(given))
-            return Reply(_encode([{"points": points} for points in found] if wrap else found))
+
+            def read(reads: Reads) -> list[Points] | list[list[ScoredPoint]]:
+                found = reads.query_batch(given)
+                return [Points(points) for points in found] if wrap else found
+
+            return await self._answered(served, request, read)
 
         return batch
 
@@ -147,16 +154,17 @@ class Search:
             parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
             check_search(strict_mode(served.info.params), parsed)
             self._admit(served, request)
-            return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.groups(parsed))))
+            return await self._answered(served, request, lambda reads: reads.groups(parsed))
 
         return groups
 
-    async def _search(self, served: Served, search: api.Search, request: Request) -> list[ScoredPoint]:
+    async def _search(self, served: Served, search: api.Search, request: Request) -> bytes:
+        """The encoded list of points."""
         check_search(strict_mode(served.info.params), search)
         self._admit(served, request)
         if self._is_short(served, search):
-            return await self._in_turn(served, search, request)
-        return await self._in_thread(served, request, lambda reads: reads.query(search))
+            return _encode(await self._in_turn(served, search, request))
+        return (await self._answered(served, request, lambda reads: reads.query(search))).result
 
     @staticmethod
     def _is_short(served: Served, search: api.Search) -> bool:
@@ -187,19 +195,24 @@ class Search:
     def _flush(self, served: Served) -> None:
         """Search for all that arrived since the last turn of the loop, in one look."""
         waiting = [one for one in self._turn.pop(served.name, []) if not one[1].done()]
-        if not waiting:
-            return
+        if len(waiting) > TURN_MAX:  # the loop must not stand still for all of them
+            self._turn[served.name] = waiting[TURN_MAX:]
+            waiting = waiting[:TURN_MAX]
+            asyncio.get_running_loop().call_soon(self._flush, served)
+        if waiting:
+            self._search_now(served, waiting)
+
+    def _search_now(self, served: Served, waiting: list[_Waiting]) -> None:
         try:
             with served.look() as look:
                 reads = self._reads(look, max(deadline for _, _, deadline in waiting), ExitStack())
                 answers = reads.query_batch([search for search, _, _ in waiting])
         except Exception as problem:  # noqa: BLE001 - handed to the one whose search failed
-            if len(waiting) > 1:  # one of them may be at fault: each for itself
-                for one in waiting:
-                    self._turn[served.name] = [one]
-                    self._flush(served)
+            if len(waiting) == 1:
+                waiting[0][1].set_exception(problem)
                 return
-            waiting[0][1].set_exception(problem)
+            for one in waiting:  # one of them may be at fault: each for itself
+                self._search_now(served, [one])
             return
         for (_, future, _), answer in zip(waiting, answers, strict=True):
             future.set_result(answer)
@@ -210,7 +223,7 @@ class Search:
         served = await self._serving.collection(request.parameters[0])
         parsed = api_reads.parse_retrieve(decode(api_reads.RetrieveBody, request.body), self._limits)
         self._admit(served, request, max(1, len(parsed.keys)))
-        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.retrieve(parsed))))
+        return await self._answered(served, request, lambda reads: reads.retrieve(parsed))
 
     async def retrieve_one(self, request: Request) -> Reply:
         name, text = request.parameters
@@ -221,10 +234,14 @@ class Search:
         parsed = api_reads.parse_retrieve(
             api_reads.RetrieveBody(ids=[point_id(key)], with_payload=True, with_vector=True), self._limits
         )
-        found = await self._in_thread(served, request, lambda reads: reads.retrieve(parsed))
-        if not found:
-            raise NotFound(f"Not found: Point with id {point_id(key)} does not exist!")
-        return Reply(_encode(found[0]))
+
+        def read(reads: Reads) -> Record:
+            found = reads.retrieve(parsed)
+            if not found:
+                raise NotFound(f"Not found: Point with id {point_id(key)} does not exist!")
+            return found[0]
+
+        return await self._answered(served, request, read)
 
     async def scroll(self, request: Request) -> Reply:
         served = await self._serving.collection(request.parameters[0])
@@ -232,14 +249,14 @@ class Search:
         check_limit(strict_mode(served.info.params), parsed.limit)
         check_filter(strict_mode(served.info.params), parsed.filter)
         self._admit(served, request)
-        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.scroll(parsed))))
+        return await self._answered(served, request, lambda reads: reads.scroll(parsed))
 
     async def count(self, request: Request) -> Reply:
         served = await self._serving.collection(request.parameters[0])
         parsed = api_reads.parse_count(decode(api_reads.CountBody, request.body), self._limits)
         check_filter(strict_mode(served.info.params), parsed.filter)
         self._admit(served, request)
-        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.count(parsed))))
+        return await self._answered(served, request, lambda reads: reads.count(parsed))
 
     async def facet(self, request: Request) -> Reply:
         served = await self._serving.collection(request.parameters[0])
@@ -247,19 +264,15 @@ class Search:
         check_limit(strict_mode(served.info.params), parsed.limit)
         check_filter(strict_mode(served.info.params), parsed.filter)
         self._admit(served, request)
-        return Reply(_encode(await self._in_thread(served, request, lambda reads: reads.facet(parsed))))
+        return await self._answered(served, request, lambda reads: reads.facet(parsed))
 
     async def matrix_pairs(self, request: Request) -> Reply:
         served, parsed = await self._matrix(request)
-        return Reply(
-            _encode(await self._in_thread(served, request, lambda reads: reads.matrix_pairs(parsed)))
-        )
+        return await self._answered(served, request, lambda reads: reads.matrix_pairs(parsed))
 
     async def matrix_offsets(self, request: Request) -> Reply:
         served, parsed = await self._matrix(request)
-        return Reply(
-            _encode(await self._in_thread(served, request, lambda reads: reads.matrix_offsets(parsed)))
-        )
+        return await self._answered(served, request, lambda reads: reads.matrix_offsets(parsed))
 
     async def _matrix(self, request: Request) -> tuple[Served, api_reads.Matrix]:
         served = await self._serving.collection(request.parameters[0])
@@ -296,6 +309,10 @@ class Search:
             if bucket is None or bucket.per_minute != share:
                 bucket = self._rates[served.name] = Bucket(share, now_s)
             bucket.take(cost, now_s, "Read")
+
+    async def _answered(self, served: Served, request: Request, read: Callable[[Reads], object]) -> Reply:
+        """Read and encode in a thread: an answer of megabytes takes longer than the loop may stand."""
+        return Reply(await self._in_thread(served, request, lambda reads: encoded(read(reads))))
 
     async def _in_thread(self, served: Served, request: Request, read: Callable[[Reads], T]) -> T:
         """Run a read that may take long. Raises Overloaded when too many wait."""

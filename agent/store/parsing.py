@@ -25,6 +25,8 @@ from core.routing import route
 from core.wire import Op
 
 PARSE_HERE_BYTES_MAX = 4 << 20
+PROCESSES_MAX = 2
+"""That parse large bodies at once."""
 
 Parse = Callable[[Any, dict[str, VectorParams], Limits], api.Operation]
 
@@ -96,17 +98,22 @@ def _prepared(write: api.Operation, target: Target) -> Prepared:
     return Prepared(entries, [bytes(key) for key in keys], len(keys))
 
 
-async def prepare_anywhere(kind: str, body: bytes, target: Target) -> list[Prepared]:
+async def prepare_anywhere(kind: str, body: bytes, target: Target, turn: asyncio.Semaphore) -> list[Prepared]:
     """`prepare` where it disturbs nobody: small bodies on the loop, larger ones in a thread, the
-    largest in a process of their own."""
+    largest in a process of their own, of which `turn` bounds the number."""
     if len(body) > PARSE_HERE_BYTES_MAX:
-        return await _prepare_apart(kind, body, target)
+        return await _prepare_apart(kind, body, target, turn)
     if len(body) > 64 << 10:
         return await asyncio.to_thread(prepare, kind, body, target)
     return prepare(kind, body, target)
 
 
-async def _prepare_apart(kind: str, body: bytes, target: Target) -> list[Prepared]:
+async def _prepare_apart(kind: str, body: bytes, target: Target, turn: asyncio.Semaphore) -> list[Prepared]:
+    async with turn:
+        return await _prepare_in_process(kind, body, target)
+
+
+async def _prepare_in_process(kind: str, body: bytes, target: Target) -> list[Prepared]:
     order = msgspec.msgpack.encode(_Order(kind, target))
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -85,6 +86,23 @@ class MatrixOffsets(Struct, frozen=True):
     offsets_col: list[int]
     scores: list[float]
     ids: list[PointId]
+
+
+_SLICE = 1024
+_json = msgspec.json.Encoder().encode
+
+
+def encoded(answer: object) -> bytes:
+    """JSON. Long lists go in slices: encoding holds the interpreter's lock, which the loop needs, too."""
+    if isinstance(answer, ScrollPage) and len(answer.points) > _SLICE:
+        return b'{"points":%s,"next_page_offset":%s}' % (
+            encoded(answer.points),
+            _json(answer.next_page_offset),
+        )
+    if isinstance(answer, list) and len(answer) > _SLICE:
+        slices = [_json(answer[at : at + _SLICE])[1:-1] for at in range(0, len(answer), _SLICE)]
+        return b"[" + b",".join(slices) + b"]"
+    return _json(answer)
 
 
 class Wanted(Struct, frozen=True):
