@@ -14,7 +14,7 @@ Datatype = Literal["float32", "float16", "uint8", "turbo4"]
 GraphDtype = Literal["i8", "bf16", "f16", "f32"]
 
 M_DEFAULT = 16
-EF_CONSTRUCT_DEFAULT = 128
+EF_CONSTRUCT_DEFAULT = 100
 S = TypeVar("S", bound=Struct)
 
 
