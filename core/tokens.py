@@ -11,6 +11,9 @@ from typing import Literal
 Tokenizer = Literal["word", "whitespace", "prefix", "multilingual"]
 
 _WORD = re.compile(r"[^\W_]+")
+_AS_IT_IS = bytes(code if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+_LOWERED = _AS_IT_IS.lower()
+"""ASCII to letters and digits, and spaces for all else."""
 _PREFIX_MAX = 64  # an index of prefixes without an upper bound keeps at most this many of a word
 
 
@@ -31,12 +34,26 @@ DEFAULT_TEXT = TextOptions()
 
 def tokens_of(text: str, options: TextOptions = DEFAULT_TEXT) -> list[str]:
     """A stored text's tokens, in order. With the prefix tokenizer: every prefix of every word."""
+    if text.isascii() and _keeps_all(options):  # most texts: the same in a sixth of the time
+        if options.tokenizer == "whitespace":
+            return (text.lower() if options.lowercase else text).split()
+        return text.encode().translate(_LOWERED if options.lowercase else _AS_IT_IS).decode().split()
     return list(_tokens(text, options, of_query=False))
 
 
 def query_tokens_of(text: str, options: TextOptions = DEFAULT_TEXT) -> list[str]:
     """A query's tokens. With the prefix tokenizer: each word once, cut to the longest prefix kept."""
     return list(_tokens(text, options, of_query=True))
+
+
+def _keeps_all(options: TextOptions) -> bool:
+    """Every word of a text is a token as it stands."""
+    return (
+        options.tokenizer != "prefix"
+        and options.min_token_len is None
+        and options.max_token_len is None
+        and not options.stopwords
+    )
 
 
 def _tokens(text: str, options: TextOptions, *, of_query: bool) -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,12 @@ import numpy.typing as npt
 
 from agent.columns import words
 from agent.columns.conditions import Verdict, verdict
+from agent.columns.dictionary import Dictionary
 from agent.columns.layout import HEAD_BYTES, LAYOUTS, Flag, Head, file_of
 from agent.mapped import MappedFile
 from agent.store.manifest import ColumnParams
 from core.api.indexes import text_options
+from core.errors import Unavailable
 from core.filters import (
     FieldCondition,
     IsEmpty,
@@ -35,6 +35,7 @@ from core.tokens import query_tokens_of, tokens_of
 Bits = npt.NDArray[np.bool_]
 U8 = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
+_TRIES = 1_000_000
 YesMaybe = tuple[Bits, Bits]
 """Which slots match for sure, and which may: the same array when nothing is in doubt."""
 
@@ -53,7 +54,7 @@ class ColumnReader:
         self._values = MappedFile(file_of(folder, k, "values"))
         self._owners = MappedFile(file_of(folder, k, "owners"))
         self._items = MappedFile(file_of(folder, k, "items"))
-        self._words = _Words(file_of(folder, k, "words"))
+        self._words = Dictionary(file_of(folder, k, "words"))
 
     def filled(self, low: int, high: int) -> Bits:
         """Which slots of the range have a value that the column holds."""
@@ -96,12 +97,21 @@ class ColumnReader:
 
     def _items_now(self) -> tuple[I64, npt.NDArray[Any]]:
         """Owners (slot + 1) and values of all list elements."""
-        layout, head = self._layout, self._head()
-        low, high = int(head[Head.ITEMS_LOW]), int(head[Head.ITEMS_HIGH])
-        if high <= low:
+        layout = self._layout
+        low, high = self._items_range()
+        if high == low:
             return np.empty(0, np.int64), layout.shaped(np.empty(0, layout.dtype))
         items = self._items.array(layout.dtype, high, None if layout.width == 1 else layout.width)
         return self._owners.array(np.int64, high)[low:], items[low:]
+
+    def _items_range(self) -> tuple[int, int]:
+        """Where the items are. They may be moved at any time: both numbers change, the high one first."""
+        head = self._head()
+        for _ in range(_TRIES):
+            low, high = int(head[Head.ITEMS_LOW]), int(head[Head.ITEMS_HIGH])
+            if low <= high and low == int(head[Head.ITEMS_LOW]):
+                return low, high
+        raise Unavailable("the items of a column are being moved, and that does not end; retry")
 
     def _judged(self, judged: Verdict, flags: U8, low: int, high: int) -> YesMaybe:
         one = (flags & np.uint8(Flag.ONE)).view(np.bool_)
@@ -133,12 +143,12 @@ class ColumnReader:
     def _codes(self, condition: FieldCondition) -> Sequence[int]:
         """Codes of the keywords that meet a string condition (of those that one excludes)."""
         size = int(self._head()[Head.WORDS_BYTES])
-        data = self._words.data(size)
+        data, code_of = self._words.data(size), self._words.code_of
         match condition:
             case MatchValue(_, str(value)):
-                return _known([words.code_of(data, value)])
+                return _known([code_of(value, size)])
             case MatchAny(_, values) | MatchExcept(_, values):
-                return _known([words.code_of(data, v) for v in values if isinstance(v, str)])
+                return _known([code_of(v, size) for v in values if isinstance(v, str)])
             case MatchPrefix(_, text):
                 return words.codes_starting(data, text, size)
             case MatchText(_, text) | MatchPhrase(_, text):
@@ -190,12 +200,12 @@ class ColumnReader:
 
     def _with_tokens(self, tokens: Sequence[str], low: int, high: int, *, every: bool) -> Bits:
         """Slots with all (or any) of the tokens; without tokens none."""
-        data = self._words.data(int(self._head()[Head.WORDS_BYTES]))
+        size = int(self._head()[Head.WORDS_BYTES])
         owners, items = self._items_now()
         out: Bits | None = None
         for token in sorted(set(tokens)):
             bits = np.zeros(high - low, np.bool_)
-            code = words.code_of(data, token)
+            code = self._words.code_of(token, size)
             if code:
                 _mark(bits, owners, items == np.uint32(code), low, high)
             out = bits if out is None else out & bits if every else out | bits
@@ -226,21 +236,3 @@ def _within(condition: ValuesCount, count: int) -> bool:
         and (condition.gt is None or count > condition.gt)
         and (condition.gte is None or count >= condition.gte)
     )
-
-
-class _Words:
-    """The dictionary's file, mapped; it is searched, never read as a whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._data: words.Data = words.EMPTY
-
-    def data(self, size: int) -> words.Data:
-        """At least the first `size` bytes."""
-        if size > len(self._data):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                self._data = mmap.mmap(fd, os.fstat(fd).st_size, mmap.MAP_SHARED, mmap.PROT_READ)
-            finally:
-                os.close(fd)
-        return self._data

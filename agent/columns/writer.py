@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from agent.columns import words
 from agent.columns.codecs import ENCODERS, Encode
-from agent.columns.layout import FORMAT, HEAD_BYTES, LAYOUTS, Flag, Head, file_of
+from agent.columns.items import Heading, Items
+from agent.columns.layout import FORMAT, LAYOUTS, Flag, Head, file_of
 from agent.mapped import GrowingFile
 from agent.store.files import Files
 from agent.store.manifest import ColumnParams
@@ -36,8 +37,8 @@ class Prepared:
     marks: npt.NDArray[np.uint8]
     values: npt.NDArray[Any] | None
     """By slot; None where the type has none."""
-    owners: list[int]
-    items: list[Any]
+    owners: I64
+    items: Sequence[Any] | npt.NDArray[Any]
 
 
 class ColumnWriter:
@@ -57,11 +58,9 @@ class ColumnWriter:
             if (part == "values" and not self._layout.scalar) or (part == "words" and not self._layout.words):
                 continue
             self._files[part] = GrowingFile(file_of(folder / "columns", k, part), files)
-        self._files["head"].reserve(HEAD_BYTES)
-        self._head = self._files["head"].array(np.uint64)
+        self._head = Heading(self._files["head"])
+        self._items = Items(self._files["owners"], self._files["items"], self._head, self._layout)
         self._codes: dict[str, int] = {}
-        self._promised = 0
-        """Items that were prepared and have their room beyond those that are there."""
         if self._head[Head.FORMAT] == 0:
             self._begin()
         elif self._head[Head.FORMAT] != FORMAT:
@@ -76,21 +75,17 @@ class ColumnWriter:
     def _begin(self) -> None:
         if self._layout.words:
             self._files["words"].write(0, words.EMPTY)
-            self._set_head(Head.WORDS_BYTES, len(words.EMPTY))
-        self._set_head(Head.FORMAT, FORMAT)
+            self._head[Head.WORDS_BYTES] = len(words.EMPTY)
+        self._head[Head.FORMAT] = FORMAT
 
     def _read_words(self) -> None:
-        data = self._files["words"].read(0, int(self._head[Head.WORDS_BYTES]))
+        data = self._files["words"].read(0, self._head[Head.WORDS_BYTES])
         self._codes = {raw.decode("utf-8", "surrogatepass"): code for raw, code in words.all_words(data)}
 
     def _encoder(self) -> Encode:
         if not self._layout.words:
             return ENCODERS[self._kind]
         return lambda value: self._codes[value] if type(value) is str else None
-
-    def _set_head(self, what: Head, value: int) -> None:
-        self._head[what] = value
-        self._files["head"].dirty = True
 
     # -- the files -----------------------------------------------------------------------------------------
 
@@ -114,12 +109,8 @@ class ColumnWriter:
         if self._files["flags"].size:
             self._files["flags"].bytes()[:] = 0
             self._files["flags"].dirty = True
-        owners = self._files["owners"]
-        if owners.size:
-            owners.bytes()[:] = 0
-            owners.dirty = True
-        for what in (Head.ITEMS_LOW, Head.ITEMS_HIGH, Head.FOREIGN):
-            self._set_head(what, 0)
+        self._items.reset()
+        self._head[Head.FOREIGN] = 0
         self._codes = {}
         self._begin()
 
@@ -128,13 +119,7 @@ class ColumnWriter:
         self._files["flags"].punch_below(slot)
         if self._layout.scalar:
             self._files["values"].punch_below(slot * self._layout.value_bytes)
-        low, high = int(self._head[Head.ITEMS_LOW]), int(self._head[Head.ITEMS_HIGH])
-        if high > low:
-            needed = np.flatnonzero(self._files["owners"].array(np.int64)[low:high] > slot)
-            low += int(needed[0]) if len(needed) else high - low
-            self._set_head(Head.ITEMS_LOW, low)
-            self._files["owners"].punch_below(low * 8)
-            self._files["items"].punch_below(low * self._layout.value_bytes)
+        self._items.punch_below(slot)
 
     def close(self) -> None:
         for file in self._files.values():
@@ -153,22 +138,23 @@ class ColumnWriter:
     def prepare(self, slots: I64, payloads: Sequence[Payload]) -> Prepared:
         """Other payloads of published slots, ascending, for `edit`. Raises OSError (ENOSPC)."""
         prepared = self._prepared(slots, payloads)
-        self._promised += len(prepared.items)
-        self._reserve_items(0)
+        self._items.promise(len(prepared.items))
         return prepared
 
     def forget(self) -> None:
         """Nothing that was prepared will be edited."""
-        self._promised = 0
+        self._items.break_promises()
 
     def mark(self, slots: I64) -> None:
         """From when the page says so until `unmark`, readers look at the payloads of these slots."""
         self._files["flags"].bytes()[slots] |= np.uint8(Flag.BUSY)
+        self._items.begin_edits()
 
     def edit(self, prepared: Prepared) -> None:
         """Between `mark` and `unmark`; needs no more room."""
-        self._promised = max(0, self._promised - len(prepared.items))
+        self._items.keep_promise(len(prepared.items))
         self._place(prepared, int(Flag.BUSY))
+        self._items.move_together()
 
     def unmark(self, slots: I64) -> None:
         self._files["flags"].bytes()[slots] &= np.uint8(~Flag.BUSY & 0xFF)
@@ -180,7 +166,7 @@ class ColumnWriter:
             return self._texts(slots, found)
         plain = self._plain(found)
         if plain is not None:
-            return Prepared(slots, np.full(len(slots), _ONE, np.uint8), plain, [], [])
+            return Prepared(slots, np.full(len(slots), _ONE, np.uint8), plain, slots[:0], ())
         return self._mixed(slots, found)
 
     def _place(self, prepared: Prepared, busy: int) -> None:
@@ -188,13 +174,13 @@ class ColumnWriter:
         # Of the values before, or left over from a process that was killed before it published these slots.
         stale = slots[(flags[slots] & Flag.MANY) != 0]
         if len(stale):
-            self._drop_items(stale)
+            self._items.drop(stale)
         if prepared.values is not None:
             self._files["values"].dirty = True
             self._values()[slots] = prepared.values
         self._files["flags"].dirty = True
         flags[slots] = prepared.marks | np.uint8(busy)
-        self._append(prepared.owners, prepared.items)
+        self._items.append(prepared.owners, prepared.items)
 
     def _values(self) -> npt.NDArray[Any]:
         layout = self._layout
@@ -231,7 +217,7 @@ class ColumnWriter:
         if self._kind == "keyword":
             self._learn(_strings(found))
         marks = bytearray(len(found))
-        owners: list[int] = []
+        counts = [0] * len(found)
         items: list[Any] = []
         encode = self._encode
         for i, value in enumerate(found):
@@ -244,7 +230,7 @@ class ColumnWriter:
                 if marks[i] & _ONE:
                     fresh[i] = encoded[0]
                 elif encoded:
-                    owners += [int(slots[i]) + 1] * len(encoded)
+                    counts[i] = len(encoded)
                     items += encoded
             elif (one := encode(value)) is None:
                 marks[i] = self._foreign()
@@ -252,7 +238,7 @@ class ColumnWriter:
                 marks[i] = _ONE
                 fresh[i] = one
         values = fresh if self._layout.width > 1 else fresh[:, 0]
-        return Prepared(slots, np.frombuffer(marks, np.uint8), values, owners, items)
+        return Prepared(slots, np.frombuffer(marks, np.uint8), values, np.repeat(slots + 1, counts), items)
 
     def _several(self, value: list[Any] | _Several) -> tuple[int, list[Any]]:
         """Flags and encoded elements of a list, or of a path that leads to several values."""
@@ -279,25 +265,30 @@ class ColumnWriter:
     def _texts(self, slots: I64, found: list[Any]) -> Prepared:
         """Text: the tokens of each row, once each."""
         marks = bytearray(len(found))
-        rows: list[tuple[int, set[str]]] = []
+        counts: list[int] = []
+        tokens: list[str] = []
+        cut = self._tokens
         for i, value in enumerate(found):
-            flags, elements = (_EMPTY, ()) if value is _MISSING else _shape_of(value)
-            strings = [e for e in elements if type(e) is str]
-            if len(strings) + sum(e is None for e in elements) < len(elements):
-                flags |= self._foreign()
-            if strings:
-                flags |= Flag.MANY if len(strings) == 1 else Flag.MANY | Flag.TEXTS
-                rows.append((int(slots[i]) + 1, {token for text in strings for token in self._tokens(text)}))
-            if len(strings) != len(elements):
-                flags |= Flag.ODD
-            marks[i] = flags
-        self._learn([token for _, tokens in rows for token in tokens])
-        owners = [owner for owner, tokens in rows for _ in tokens]
-        codes = [self._codes[token] for _, tokens in rows for token in tokens]
-        return Prepared(slots, np.frombuffer(marks, np.uint8), None, owners, codes)
+            if type(value) is str:
+                marks[i], own = int(Flag.MANY), set(cut(value))
+            else:
+                flags, elements = (_EMPTY, ()) if value is _MISSING else _shape_of(value)
+                strings = [e for e in elements if type(e) is str]
+                if len(strings) + sum(e is None for e in elements) < len(elements):
+                    flags |= self._foreign()
+                if strings:
+                    flags |= Flag.MANY if len(strings) == 1 else Flag.MANY | Flag.TEXTS
+                if len(strings) != len(elements):
+                    flags |= Flag.ODD
+                marks[i], own = flags, {token for text in strings for token in cut(text)}
+            tokens += own
+            counts.append(len(own))
+        self._learn(tokens)
+        codes = np.fromiter(map(self._codes.__getitem__, tokens), np.uint32, len(tokens))
+        return Prepared(slots, np.frombuffer(marks, np.uint8), None, np.repeat(slots + 1, counts), codes)
 
     def _foreign(self) -> int:
-        self._set_head(Head.FOREIGN, int(self._head[Head.FOREIGN]) + 1)
+        self._head[Head.FOREIGN] += 1
         return int(Flag.FOREIGN)
 
     def _learn(self, found: Sequence[str]) -> None:
@@ -305,7 +296,7 @@ class ColumnWriter:
         new = set(found).difference(self._codes)
         if not new:
             return
-        at = int(self._head[Head.WORDS_BYTES])
+        at = self._head[Head.WORDS_BYTES]
         ordered = sorted(new)
         raw = [words.encoded(word) for word in ordered]
         self._files["words"].write(at, words.appended(raw))
@@ -313,28 +304,7 @@ class ColumnWriter:
         for word, data in zip(ordered, raw, strict=True):
             self._codes[word] = code
             code += len(data) + 1
-        self._set_head(Head.WORDS_BYTES, code + 1)
-
-    def _append(self, owners: list[int], items: list[Any]) -> None:
-        if not owners:
-            return
-        layout, at = self._layout, int(self._head[Head.ITEMS_HIGH])
-        self._reserve_items(len(owners))
-        self._files["items"].write(at * layout.value_bytes, np.array(items, layout.dtype).data)
-        self._files["owners"].write(at * 8, np.array(owners, np.int64).data)
-        self._set_head(Head.ITEMS_HIGH, at + len(owners))
-
-    def _reserve_items(self, count: int) -> None:
-        """Room for so many items and for those that are promised."""
-        high = int(self._head[Head.ITEMS_HIGH]) + count + self._promised
-        self._files["items"].reserve(high * self._layout.value_bytes)
-        self._files["owners"].reserve(high * 8)
-
-    def _drop_items(self, slots: I64) -> None:
-        low, high = int(self._head[Head.ITEMS_LOW]), int(self._head[Head.ITEMS_HIGH])
-        owners = self._files["owners"].array(np.int64)[low:high]
-        owners[np.isin(owners, slots + 1)] = 0
-        self._files["owners"].dirty = True
+        self._head[Head.WORDS_BYTES] = code + 1
 
 
 class _Several:

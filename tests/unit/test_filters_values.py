@@ -12,7 +12,7 @@ from core.datetimes import format_datetime, parse_datetime
 from core.geo import GeoPoint, distance_m, geo_point
 from core.hashing import id_key
 from core.siphash import siphash24, slice_of
-from core.tokens import TextOptions, query_tokens_of, tokens_of
+from core.tokens import TextOptions, Tokenizer, query_tokens_of, tokens_of
 
 NEW_YEAR_US = 1_704_067_200_000_000
 
@@ -142,3 +142,12 @@ def test_distances_are_those_of_a_sphere() -> None:
 @pytest.mark.parametrize("value", [None, [], {"lat": 1}, {"lat": 1, "lon": None}, {"lat": 10**400, "lon": 1}])
 def test_what_is_no_point_on_the_globe_is_none(value: object) -> None:
     assert geo_point(value) is None
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "whitespace", "multilingual"])
+@pytest.mark.parametrize("lowercase", [True, False])
+@given(text=st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_cut_as_any_text(tokenizer: Tokenizer, lowercase: bool, text: str) -> None:
+    plain = TextOptions(tokenizer, lowercase=lowercase)
+    bounded = TextOptions(tokenizer, lowercase=lowercase, min_token_len=0)  # all tokens, the longer way
+    assert tokens_of(text, plain) == tokens_of(text, bounded)
