@@ -261,7 +261,10 @@ class Store:
     async def _guard(self) -> None:
         """Twice a second: room on disk, memory; the page tells the fronts."""
         while True:
-            self._guards.look()
+            try:
+                self._guards.look()
+            except OSError as problem:  # out of descriptors, say: what was seen last holds on
+                self._log.error("store.guard_failed", text=str(problem))
             if self._guards.disk_low:
                 self._room_is_low.set()
             self._gauge()
