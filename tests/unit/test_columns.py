@@ -172,4 +172,3 @@ def test_space_of_dead_slots_is_given_back_and_the_rest_stays(tmp_path: Path) ->
     assert sum(path.stat().st_blocks for path in writer.paths()) < blocks / 4
     yes, _ = reader.mask(MatchValue(parse_path("f"), "even"), count - 100, count)
     assert np.flatnonzero(yes).tolist() == list(range(0, 100, 2))
-
