@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from agent.store.manifest import (
     VectorState,
     block_crcs,
     damaged_blocks,
+    encode_manifest,
     read_manifest,
     write_manifest,
 )
@@ -90,3 +92,15 @@ def test_whole_blocks_that_are_known_are_not_read_again() -> None:
     grown = block_crcs(memoryview(b"x" * BLOCK_BYTES + bytes(2 * BLOCK_BYTES)), first)
     assert grown.crcs[0] == first.crcs[0]
     assert damaged_blocks(memoryview(bytes(3 * BLOCK_BYTES)), grown) == []
+
+
+def test_a_manifest_without_a_field_that_came_later_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    raw = encode_manifest(
+        Manifest(
+            number=3, collection=1, shard=0, incarnation=5, history=6, checkpoint=7, slot_low=0, slot_high=9
+        )
+    )
+    older = raw.replace(b'"schema":0,', b"").rpartition(b'"crc":')[0] + b'"crc":0}'
+    path.write_bytes(older[:-2] + b"%d}" % zlib.crc32(older))
+    assert read_manifest(path).number == 3
