@@ -88,10 +88,11 @@ class Evaluation:
 
 
 def _at_least(count: int, conditions: Sequence[Bits]) -> Bits:
-    held = np.zeros(len(conditions[0]), np.int64)
+    held = np.zeros(len(conditions[0]), np.uint32)
     for bits in conditions:
         held += bits
-    return held >= count
+    enough: Bits = held >= count
+    return enough
 
 
 def _not(answer: Answer) -> Answer:

@@ -10,19 +10,21 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from agent.columns.reader import ColumnReader
 from agent.columns.writer import ColumnWriter, Prepared
 from agent.page import ShardFlag
 from agent.points_reader import Row, rows_from
 from agent.store.contents import Contents
 from agent.store.disk_errors import disk_error
 from agent.store.manifest import ShardSchema
-from agent.store.matching import PointTest, compile_where
+from agent.store.matching import PointTest, compile_where, parse_where, possible
 from agent.store.points import NewRow
 from agent.store.publishing import Publisher
 from core.errors import NoRoom, TooLarge
 from core.hashing import KEY_BYTES
 from core.payload import (
     PAYLOAD_BYTES_MAX,
+    Path,
     Payload,
     decode_payload,
     delete_keys,
@@ -100,6 +102,9 @@ class Applier:
         self._new: list[I64] = []
         self._old: list[int] = []
         self._edits: list[_Edit] = []
+        self.ready: set[int] = set()
+        """The payload indexes that are filled."""
+        self._by_number: dict[int, ColumnReader] = {}
 
     # -- a batch ----------------------------------------------------------------------------------------
 
@@ -336,14 +341,41 @@ class Applier:
         missing = next((key for key in keys if key not in found), None)
         if where is not None:
             test = self._test(where)
-            found |= {row.id: row.slot for row in self.live_rows() if test(row)}
+            found |= {row.id: row.slot for row in self._possible_rows(where) if test(row)}
         return found, missing
 
-    def live_rows(self) -> Iterator[Row]:
-        """All live rows by slot, as of this moment in the transaction."""
-        slots = self.points.live_slots()
+    def _possible_rows(self, where: bytes) -> Iterator[Row]:
+        """All live rows that can match, as of this moment in the transaction."""
+        slots = self._possible_slots(where)
+        if slots is None:
+            slots = self.points.live_slots()
         for at in range(0, len(slots), _SCAN_ROWS):
-            yield from self.points.rows(slots[at : at + _SCAN_ROWS].tolist()).values()
+            rows = self.points.rows(slots[at : at + _SCAN_ROWS].tolist()).values()
+            current = self.points.slots_of([row.id for row in rows])
+            yield from (row for row in rows if current.get(row.id) == row.slot)
+
+    def _possible_slots(self, where: bytes) -> I64 | None:
+        """The slots that columns and ids do not rule out; None if they rule out nothing."""
+        readers, condition = self._readers(), parse_where(where)
+        if not readers or condition is None:  # while the shard is opened, there are none
+            return None
+        low, high = self.publisher.record.slot_low, self.points.meta.slot_high
+        bits = possible(condition, readers, self.points.slots_of, low, high)
+        if bits is None:
+            return None
+        bits = bits.copy()
+        for edit in self._edits:  # their columns follow when this is committed
+            bits[edit.slots - low] = True
+        return np.flatnonzero(bits) + low
+
+    def _readers(self) -> dict[Path, ColumnReader]:
+        """The columns that are filled, by path."""
+        folder, known = self.contents.folder / "columns", self._by_number
+        self._by_number = {
+            k: known.get(k) or ColumnReader(folder, k, self.schema.columns[k])
+            for k in self.ready & self.contents.columns.keys()
+        }
+        return {parse_path(self.schema.columns[k].path): column for k, column in self._by_number.items()}
 
     def _test(self, where: bytes) -> PointTest:
         return compile_where(where, self.schema, self.contents.vectors)

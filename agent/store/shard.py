@@ -249,7 +249,7 @@ class Shard:
     async def _begin(self, recovered: Recovered) -> None:
         """Publish, and take writes."""
         # From now on the files change: the manifest must not call them clean, nor an empty column ready.
-        self._ready = recovered.ready
+        self._ready = self._applier.ready = recovered.ready
         await self._run(self._manifests.take_schema, self.schema, self._ready)
         meta, manifest = self._applier.points.meta, self._manifests.manifest
         self.refusal = None

@@ -16,6 +16,7 @@ from agent.columns.layout import LAYOUTS
 from agent.columns.reader import ColumnReader
 from agent.columns.writer import ColumnWriter
 from agent.front.bitmaps import Bitmaps
+from agent.store.apply import Committed
 from agent.store.files import Files
 from agent.store.manifest import ColumnParams
 from core.api.decode import decode
@@ -23,6 +24,7 @@ from core.api.filters import FilterBody, parse_filter
 from core.filters import FieldCondition, Filter, HasId, MatchValue, NumberRange
 from core.hashing import IdKey, id_key
 from core.payload import parse_path
+from core.wire import Delete, SetPayload
 from tests.unit.naive_filters import (
     ALL_PATHS,
     PATHS,
@@ -172,3 +174,25 @@ def test_space_of_dead_slots_is_given_back_and_the_rest_stays(tmp_path: Path) ->
     assert sum(path.stat().st_blocks for path in writer.paths()) < blocks / 4
     yes, _ = reader.mask(MatchValue(parse_path("f"), "even"), count - 100, count)
     assert np.flatnonzero(yes).tolist() == list(range(0, 100, 2))
+
+
+async def test_an_edit_by_filter_reads_only_what_its_columns_leave(tmp_path: Path) -> None:
+    columns = {"color": "keyword", "tags": "keyword"}
+    red = b'{"must":[{"key":"color","match":{"value":"red"}}]}'
+    async with written_shard(tmp_path / "1-0", schema(columns=columns)) as shard:
+        await shard.upsert(range(300), rows(300), [{"color": f"c{n % 7}"} for n in range(300)])
+        await shard.overwrite([7, 8], {"color": "red"})
+        applier = shard.shard._applier
+        possible = applier._possible_slots(red)
+        assert possible is not None
+        assert possible.tolist() == [7, 8]
+        # In one transaction: what the first operation made red is what the second one deletes.
+        wanted = b'{"must":[{"key":"color","match":{"value":"c3"}}]}'
+        outcomes = applier.apply(
+            [
+                Committed(applier.points.meta.applied + 1, SetPayload(b"", wanted, b'{"color":"red"}', None)),
+                Committed(applier.points.meta.applied + 2, Delete(b"", red)),
+            ]
+        )
+        assert [outcome.touched for outcome in outcomes] == [43, 45]
+        assert shard.reader.view().count(None) == 255
