@@ -86,6 +86,28 @@ def fits(value: Any) -> bool:
     return type(value) is int and -(1 << 63) <= value < 1 << 63
 
 
+def test_has_vector_follows_vectors_that_are_dropped_and_made_again(pair: Twin) -> None:
+    pair.fill(POINTS)
+    extra, path = {"must": {"has_vector": "extra"}}, f"/collections/{pair.name}/vectors/extra"
+    for _ in range(2):
+        assert pair.client.put(path, {"dense": {"size": 2, "distance": "Dot"}}).status == 200
+        pair.check(extra)
+        some = pair.rng.sample(sorted(pair.points, key=str), 10)
+        pair.write("PUT", "/vectors", {"points": [{"id": i, "vector": {"extra": [1, 2]}} for i in some]})
+        for id_ in some:
+            pair.points[id_].vectors["extra"] = [1, 2]
+        pair.check(extra)
+        pair.write("POST", "/payload", {"payload": {"seen": True}, "filter": extra})
+        for id_ in some:
+            pair.points[id_].payload["seen"] = True
+        pair.check_contents()
+        pair.check(extra)
+        assert pair.client.delete(path).status == 200
+        for held in pair.points.values():
+            held.vectors.pop("extra", None)
+        pair.check(extra)
+
+
 # -- what takes longer ---------------------------------------------------------------------------------------
 
 STEPS = ("fit", "odd", "none", "some", "edit", "edit", "stop", "kill")
