@@ -235,4 +235,3 @@ def nearest(
     if exact or not files.sealed.graphs:
         return search.exact(allowed)
     return search.filtered(allowed)
-
