@@ -36,11 +36,29 @@ _TRIES = 8
 
 @dataclass(slots=True)
 class _Known:
-    """What matches a filter among the slots base..base+len(bits)-1, as of `edits`."""
+    """What matches a filter among the slots base..base+len(bits)-1, as of `edits`.
+
+    Of some only what the payload of those in `live` said; None if columns knew all.
+    """
 
     edits: int
     base: int
     bits: Bits
+    live: Bits | None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.bits) * (1 if self.live is None else 2)
+
+    def serves(self, look: Look) -> bool:
+        """Whether it says all of the look's points: an older look sees some that had died for this one."""
+        if self.base > look.base:
+            return False
+        if self.live is None:
+            return True
+        both = min(look.high, self.base + len(self.live)) - look.base
+        asked = look.live()[: max(0, both)]
+        return not (asked & ~self.live[look.base - self.base :][: len(asked)]).any()
 
 
 class Bitmaps:
@@ -103,7 +121,7 @@ class Bitmaps:
         keepable = not any(isinstance(c, HasId) for c in conditions_in(where))
         edits = look.edits_now()
         for _ in range(_TRIES):
-            known = self._known(where, edits, look.base) if keepable else None
+            known = self._known(where, edits, look) if keepable else None
             end = 0 if known is None else known.base + len(known.bits)
             start = max(look.base, min(look.high, end))
             answer = Evaluation(look, columns, start, look.high, editing=bool(edits & 1)).filter(where)
@@ -114,19 +132,23 @@ class Bitmaps:
             known, start = None, look.base
             answer = Evaluation(look, {}, start, look.high).filter(where)
         bits = self._decided(look, where, answer, start, texts)
+        certain = answer.yes is answer.maybe
         if known is not None:
             bits = np.concatenate((known.bits[look.base - known.base :][: start - look.base], bits))
+            certain = certain and known.live is None
         if keepable and start < look.steady_high and not edits & 1 and look.edits_now() == edits:
-            self._keep(where, _Known(edits, look.base, bits[: look.steady_high - look.base]), generation)
+            count = look.steady_high - look.base
+            live = None if certain else look.live()[:count]
+            self._keep(where, _Known(edits, look.base, bits[:count], live), generation)
         return bits
 
-    def _known(self, where: Filter, edits: int, base: int) -> _Known | None:
+    def _known(self, where: Filter, edits: int, look: Look) -> _Known | None:
         with self._lock:
             known = self._recent.get(where)
-            if known is None or known.edits != edits or known.base > base:
+            if known is None or known.edits != edits:
                 return None
             self._recent.move_to_end(where)
-            return known
+        return known if known.serves(look) else None
 
     def _keep(self, where: Filter, known: _Known, generation: int) -> None:
         with self._lock:
@@ -134,9 +156,9 @@ class Bitmaps:
                 return  # found by columns or meanings that are not those of now
             old = self._recent.pop(where, None)
             self._recent[where] = known
-            self._kept_bytes += len(known.bits) - (0 if old is None else len(old.bits))
+            self._kept_bytes += known.size_bytes - (0 if old is None else old.size_bytes)
             while len(self._recent) > _CACHE_FILTERS or self._kept_bytes > _CACHE_BYTES:
-                self._kept_bytes -= len(self._recent.popitem(last=False)[1].bits)
+                self._kept_bytes -= self._recent.popitem(last=False)[1].size_bytes
 
     def _decided(self, look: Look, where: Filter, answer: Answer, low: int, texts: TextIndexes) -> Bits:
         """The answer for slots low..look.high-1, with what is in doubt looked up."""

@@ -148,3 +148,13 @@ async def test_a_payload_whose_row_was_let_go_is_not_answered_as_an_empty_one(tm
             look.payloads(look.scan(None))
         fresh = shard.reader.view()
         assert fresh.payloads(fresh.scan(None)) == [b'{"a":2}']
+
+
+async def test_an_older_look_still_finds_a_point_that_was_replaced(tmp_path: Path) -> None:
+    red = Filter(must=(MatchValue(parse_path("color"), "red"),))
+    async with written_shard(tmp_path / "1-0", schema()) as shard:
+        await shard.upsert(range(9), unit_rows(9, 8), [{"color": "red"}] * 9)
+        older = shard.reader.view()
+        await shard.upsert([3], unit_rows(1, 8), [{"color": "red"}])
+        assert shard.reader.view().count(red) == 9
+        assert older.scan(red).tolist() == list(range(9))
