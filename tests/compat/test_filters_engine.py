@@ -209,7 +209,7 @@ def write_hot(client: Rest, name: str, stop: threading.Event) -> int:
     return rounds
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(180)])])
+@pytest.mark.parametrize("seconds", [3, pytest.param(30, marks=[pytest.mark.long, pytest.mark.timeout(180)])])
 def test_a_point_under_edit_is_seen_before_or_after_and_never_between(pair: Twin, seconds: int) -> None:
     """With its indexes dropped and made again meanwhile."""
     pair.fill(POINTS)
