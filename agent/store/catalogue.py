@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -67,6 +68,8 @@ from core.placement import place
 from net.logs import Log
 
 MAP_COPY = "map.json"
+DESCRIPTORS_PER_SHARD, DESCRIPTORS_KEPT = 12, 256
+"""What the store opens for a shard, and what it needs beside: links, snapshots, the register."""
 SHARDS_MAX = 4096
 """Shards on one node, of all collections: each has a place in the page, open files and its own SQLite."""
 
@@ -301,6 +304,13 @@ class Catalogue:
         if there + wanted > SHARDS_MAX:
             raise BadRequest(
                 f"shard_number: {wanted} more shards than the {there} there are, a node holds {SHARDS_MAX}"
+            )
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if (there + wanted) * DESCRIPTORS_PER_SHARD + DESCRIPTORS_KEPT > allowed:
+            # Beyond it the node would not even start again.
+            raise BadRequest(
+                f"shard_number: {wanted} more shards than the {there} there are need more open files than "
+                f"the {allowed} allowed: raise LimitNOFILE (ulimit -n) and start the node again"
             )
 
     async def _reserve_in_turn(self) -> CollectionId:

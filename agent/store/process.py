@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.child import SOCKET, Spec, die_with_parent
 from agent.link import Answer, Handler, Header, Server
@@ -39,6 +39,7 @@ from net.logs import Log
 TICK_S = 0.1
 GUARD_S = 0.5
 SWEEP_S = 600.0
+T = TypeVar("T")
 THREADS = 16
 SHARDS = Path("shards")
 
@@ -178,18 +179,19 @@ class Store:
 
     async def make_logs(self, collection: Collection, histories: Mapping[int, int]) -> dict[int, int]:
         schema = shard_schema(collection)
-        made: dict[int, int] = {}
-        for number, history in histories.items():
-            folder = _folder(collection.id, number)
-            made[number] = await Shard.make(
-                folder,
+        making = [
+            Shard.make(
+                _folder(collection.id, number),
                 collection=collection.id,
                 shard=number,
                 schema=schema,
                 ports=self._ports,
                 history=history,
             )
-        return made
+            for number, history in histories.items()
+        ]
+        # Each waits for a dozen fsyncs, which a disk does together.
+        return dict(zip(histories, await _all_of(making), strict=True))
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
         await self._open[collection].shards[shard].close()
@@ -200,10 +202,12 @@ class Store:
 
     async def _take(self, view: ClusterView) -> None:
         """Close what the map no longer names, open what it does, then publish its epoch."""
-        for id_ in [id_ for id_ in self._open if id_ not in view.map.collections]:
-            gone = self._open.pop(id_)
-            # No checkpoint: nobody opens it again soon, and a full disk, to which this gives room, has none.
-            await _all_of([shard.close(checkpoint=False) for shard in gone.shards])
+        gone = [self._open.pop(id_) for id_ in list(self._open) if id_ not in view.map.collections]
+        # First, so that writes hear that the collection is gone, not that its shards are closing.
+        known = directory(view.map).items()
+        self._by_name = {name: self._open[c.id] for name, c in known if c.id in self._open}
+        # No checkpoint: nobody opens it again soon, and a full disk, to which this gives room, has none.
+        await _all_of([shard.close(checkpoint=False) for one in gone for shard in one.shards])
         opening = [
             self._take_collection(info, len(view.shards[id_].shards))
             for id_, info in view.map.collections.items()
@@ -216,7 +220,7 @@ class Store:
     async def _take_collection(self, info: Collection, shard_count: int) -> None:
         there = self._open.get(info.id)
         if there is None:
-            shards = [await self._open_shard(info, number) for number in range(shard_count)]
+            shards = await _all_of([self._open_shard(info, number) for number in range(shard_count)])
             self._open[info.id] = Open(info, shards, target_of(info, self._limits()))
             return
         for number in range(shard_count):
@@ -326,11 +330,14 @@ class Store:
         self._page.write_node(self._page.node()._replace(flags=int(flags)))
 
 
-async def _all_of(work: list[Coroutine[Any, Any, None]]) -> None:
+async def _all_of(work: list[Coroutine[Any, Any, T]]) -> list[T]:
     """Each to its end, then the first error: what still opened files could meet its own repetition."""
+    done: list[T] = []
     for outcome in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
+        done.append(outcome)
+    return done
 
 
 def _folder(collection: int, shard: int) -> Path:
