@@ -56,7 +56,9 @@ def test_an_orphan_is_found_by_its_tag_when_its_parent_is_dead() -> None:
     assert parent.stdout is not None
     orphan = psutil.Process(int(parent.stdout.readline()))
     try:
-        assert {p.pid for p in processes.tagged("tag-of-this-test")} == {parent.pid, orphan.pid}
+        # A process shows its environment only once its exec is through.
+        both = {parent.pid, orphan.pid}
+        wait_until(lambda: {p.pid for p in processes.tagged("tag-of-this-test")} == both, within_s=5)
         orphan.suspend()  # else it would end by itself when the pipe from its parent closes
         parent.kill()
         parent.wait(5)
