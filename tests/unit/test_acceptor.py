@@ -12,7 +12,20 @@ import pytest
 from agent.store.acceptor import LOG_BYTES_MIN, Acceptor
 from agent.store.acceptor_log import COPIES
 from agent.store.files import Files
-from core.consensus.register import Accept, Accepted, Ballot, Prepare, Promise, Refused, Value
+from core.consensus.register import (
+    Accept,
+    Accepted,
+    Adopt,
+    Adopted,
+    Ask,
+    Ballot,
+    Prepare,
+    Promise,
+    Refused,
+    Told,
+    Value,
+    VoterSet,
+)
 from core.errors import Damaged, NoRoom, StartRefused, Unavailable
 
 
@@ -39,10 +52,13 @@ async def reopened(folder: Path) -> tuple[int, tuple[str, ...]]:
 async def test_promises_and_values_survive_a_restart(tmp_path: Path) -> None:
     acceptor = await Acceptor.open(tmp_path / "a", fresh=True)
     await acceptor.handle(accept(1, b"v1"))
+    voters = VoterSet(4, frozenset({"n1", "n2"}), joint=frozenset({"n1"}))
+    assert isinstance(await acceptor.handle(Adopt(Ballot(8, "q"), voters)), Adopted)
     await acceptor.handle(Prepare("k", Ballot(9, "q"), 4))
     await acceptor.close()
 
     again = await Acceptor.open(tmp_path / "a", fresh=False)
+    assert await again.handle(Ask(Ballot(8, "q"))) == Told(Ballot(8, "q"), voters)
     assert isinstance(await again.handle(Prepare("k", Ballot(8, "z"), 4)), Refused)
     assert (await again.handle(accept(20))) == Refused(Ballot(20, "p"), Ballot(9, "q"), 4), "old voter set"
     promise = await again.handle(Prepare("k", Ballot(10, "q"), 4))

@@ -9,7 +9,10 @@ from core.consensus.register import (
     TAGS_KEPT,
     Accept,
     Accepted,
+    Adopt,
+    Adopted,
     Again,
+    Ask,
     Ballot,
     Ballots,
     Cell,
@@ -23,6 +26,8 @@ from core.consensus.register import (
     Read,
     Refused,
     Send,
+    Step,
+    Told,
     Unsettled,
     Value,
     VoterSet,
@@ -63,9 +68,66 @@ def test_repeated_requests_are_answered_without_another_fsync() -> None:
     assert on_request(Cell(B2, B2, Value(1)), 1, Accept("k", B2, 1, Value(1))).persist is None
 
 
-def test_an_older_voter_set_is_refused_and_a_newer_one_is_adopted_durably() -> None:
-    assert on_request(Cell(), 5, Prepare("k", B3, 4)).answer == Refused(B3, NO_BALLOT, 5)
-    assert on_request(Cell(B3), 5, Prepare("k", B3, 6)).adopt_voters == 6
+@pytest.mark.parametrize(
+    ("known", "asked", "granted"), [(5, 4, False), (5, 5, True), (5, 6, False), (0, 6, True)]
+)
+def test_who_believes_in_other_voters_is_refused_but_by_a_fresh_acceptor(
+    known: int, asked: int, granted: bool
+) -> None:
+    for request in (Prepare("k", B3, asked), Accept("k", B3, asked, Value(1))):
+        step = on_request(Cell(), known, request)
+        assert isinstance(step.answer, Refused) is not granted
+        assert step.adopt_voters == (asked if granted and not known else None)
+
+
+@pytest.mark.parametrize(
+    ("known", "adopted", "keeps"), [(0, 1, True), (1, 2, True), (2, 2, True), (3, 2, False)]
+)
+def test_a_set_of_voters_is_kept_with_its_number_unless_a_newer_one_is(
+    known: int, adopted: int, keeps: bool
+) -> None:
+    told = VoterSet(adopted, frozenset("ab"), joint=frozenset("c"))
+    step = on_request(Cell(), known, Adopt(B1, told))
+    assert step.answer == (Adopted(B1) if keeps else Refused(B1, NO_BALLOT, known))
+    assert step.adopt_voters == (adopted if adopted > known else None)
+    if keeps:
+        assert step.persist is not None
+        assert on_request(step.persist, adopted, Ask(B2)).answer == Told(B2, told)
+        assert on_request(step.persist, adopted, Adopt(B2, told)) == Step(None, None, Adopted(B2))
+
+
+def test_an_acceptor_that_was_told_no_set_tells_none() -> None:
+    assert on_request(Cell(), 1, Ask(B1)).answer == Told(B1, None)
+
+
+def test_only_a_majority_of_the_old_sets_a_change_back() -> None:
+    joint = VoterSet(2, frozenset("abc"), joint=frozenset("xyz"))
+    assert [joint.is_old_quorum(answered) for answered in ("abc", "ax", "xy")] == [False, False, True]
+    operation = Operation("k", Read(), old_alone=True)
+    operation.begin(B1, joint)
+    assert operation.on_answer("x", Promise(B1, NO_BALLOT, Value())) == []
+    assert len(operation.on_answer("y", Promise(B1, NO_BALLOT, Value()))) == 6
+
+
+def test_an_acceptor_that_is_behind_is_told_the_set_and_asked_again() -> None:
+    newer = VoterSet(4, frozenset("abc"))
+    operation = Operation("k", Read())
+    operation.begin(B1, newer)
+    assert operation.on_answer("a", Refused(B1, NO_BALLOT, 2)) == [Send("a", Adopt(B1, newer))]
+    assert operation.on_answer("a", Adopted(B1)) == [Send("a", Prepare("k", B1, 4))]
+    operation.on_answer("b", Promise(B1, NO_BALLOT, Value()))
+    operation.on_answer("c", Promise(B1, NO_BALLOT, Value()))
+    assert operation.on_answer("a", Refused(B1, NO_BALLOT, 2)) == [Send("a", Adopt(B1, newer))]
+    assert operation.on_answer("a", Adopted(B1)) == [Send("a", Accept("k", B1, 4, Value()))]
+
+
+def test_a_proposer_that_is_behind_asks_for_the_newer_set_and_begins_again_by_it() -> None:
+    newer = VoterSet(4, frozenset("abx"))
+    operation = Operation("k", Read())
+    operation.begin(B1, THREE)
+    assert operation.on_answer("a", Refused(B1, NO_BALLOT, 4)) == [Send("a", Ask(B1))]
+    assert operation.on_answer("a", Told(B1, None)) == []
+    assert operation.on_answer("b", Told(B1, newer)) == [Again(1, newer)]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +203,7 @@ def test_a_write_that_was_overwritten_too_often_says_that_it_does_not_know() -> 
 def test_a_refusal_asks_to_begin_again_above_it_and_closes_the_round() -> None:
     operation = Operation("k", Read())
     operation.begin(B1, THREE)
-    assert operation.on_answer("a", Refused(B1, Ballot(7, "q"), 1)) == [Again(7, 1)]
+    assert operation.on_answer("a", Refused(B1, Ballot(7, "q"), 1)) == [Again(7, THREE)]
     assert operation.on_answer("b", Promise(B1, NO_BALLOT, Value())) == []
 
 

@@ -136,6 +136,8 @@ class QuorumState:
                     return result.outcome
                 if isinstance(result, Again):
                     above, problem = result.counter, "other proposers outbid it"
+                    if result.voters.number > self._voters.number:
+                        self._voters, problem = result.voters, "the voters changed"
                 else:
                     problem = result
                 # At random, or rivals would outbid each other in step.
