@@ -21,6 +21,9 @@ IDLE_S = 10.0
 """Without work for this long the process ends, and its memory with it."""
 RETRY_S = 1.0
 CALL_TIMEOUT_S = 30.0
+STUCK_S = 300.0
+"""A job that has come no further for this long hangs: the process stops to show that it lives, and `main`
+kills it. The longest steps are writing and fsyncing a graph, and a search for the nearest of all rows."""
 NICE = 19
 
 
@@ -37,7 +40,7 @@ async def serve(spec: Spec, log: Log) -> None:
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     async with asyncio.TaskGroup() as tasks:
-        ticking = tasks.create_task(_tick(page, spec.place), name="tick")
+        ticking = tasks.create_task(_tick(page, spec.place, workshop), name="tick")
         await _work(link, workshop, log)
         ticking.cancel()
     await link.close()
@@ -53,7 +56,7 @@ async def _work(link: Client, workshop: Workshop, log: Log) -> None:
             if job is None:
                 await asyncio.sleep(POLL_S)
                 continue
-            built = await asyncio.to_thread(_attempt, workshop, job, log)
+            built = await asyncio.to_thread(attempt, workshop, job, log)
             if built is None:
                 await link.call("build.failed", {"number": job.number}, timeout_s=CALL_TIMEOUT_S)
                 await asyncio.sleep(RETRY_S)
@@ -66,13 +69,14 @@ async def _work(link: Client, workshop: Workshop, log: Log) -> None:
             await asyncio.sleep(RETRY_S)
 
 
-def _attempt(workshop: Workshop, job: Job, log: Log) -> Built | None:
+def attempt(workshop: Workshop, job: Job, log: Log) -> Built | None:
     """The job's result; None if it could not be done, which the log explains."""
     try:
         built = workshop.build(job)
     except Abandoned:
         return None
-    except (Damaged, OSError, MemoryError) as problem:
+    except (Damaged, OSError, EOFError, MemoryError, RuntimeError) as problem:
+        # EOFError: the shard's folder was replaced meanwhile. RuntimeError: how usearch says everything.
         workshop.forget()
         log.error("builder.failed", text=str(problem), kind=job.kind, shard=f"{job.collection}/{job.shard}")
         return None
@@ -84,9 +88,10 @@ def _attempt(workshop: Workshop, job: Job, log: Log) -> Built | None:
     return built
 
 
-async def _tick(page: Page, place: int) -> None:
+async def _tick(page: Page, place: int, workshop: Workshop) -> None:
     while True:
-        page.tick(place)
+        if workshop.still_s() < STUCK_S:
+            page.tick(place)
         await asyncio.sleep(TICK_S)
 
 

@@ -27,6 +27,8 @@ from net.logs import Log, log_to
 TICK_S = 0.25
 FRONT_HUNG_S = 2.0
 """A front that has not ticked for this long is killed: its share of the connections hangs with it."""
+BUILDER_HUNG_S = 60.0
+"""At nice 19 it may not run for a while; while it hangs nothing is indexed."""
 STORE_HUNG_S = 20.0
 """No WATCHDOG=1 beyond this: systemd then restarts the unit."""
 START_TIMEOUT_S = 120.0
@@ -176,15 +178,17 @@ class Unit:
             self._spawn(builder)
 
     def _keep(self, process: Process, now: float) -> None:
-        """Start a dead front again, and kill one that hangs."""
+        """Start a dead front again, and kill a front or builder that hangs."""
         if process.popen is None:
             if process is not self._builder and now >= (process.start_again_s or 0.0):
                 self._spawn(process)
             return
         status = process.popen.poll()
         if status is None:
-            if process in self._fronts and self._silent_s(process, now) > FRONT_HUNG_S:
-                self._log.error("agent.front_hung", process=process.name, pid=process.pid)
+            hung_s = BUILDER_HUNG_S if process is self._builder else FRONT_HUNG_S
+            if self._silent_s(process, now) > hung_s:
+                event = "agent.builder_hung" if process is self._builder else "agent.front_hung"
+                self._log.error(event, process=process.name, pid=process.pid)
                 process.popen.kill()
             return
         os.close(process.pidfd)

@@ -47,6 +47,8 @@ class _Kept:
     measured: canary.Measured | None = None
     measured_count: int = 0
     used_s: float = 0.0
+    bytes: int = 0
+    """Of its file: to ask the graph means to look at every row of it."""
 
 
 class Workshop:
@@ -58,9 +60,25 @@ class Workshop:
         self._files = files or Files()
         self._kept: dict[tuple[int, int, int, str], _Kept] = {}
         self.stopping = False
+        self._moved_s: float | None = None
+
+    def still_s(self) -> float:
+        """For how long the job under way has come no further; 0 if there is none. From any thread."""
+        moved_s = self._moved_s
+        return 0.0 if moved_s is None else time.monotonic() - moved_s
 
     def build(self, job: Job) -> Built:
         """Do a job. Raises Damaged (its files), OSError (no room), Abandoned; nothing is changed then."""
+        self._moved()
+        try:
+            return self._build(job)
+        finally:
+            self._moved_s = None
+
+    def _moved(self) -> None:
+        self._moved_s = time.monotonic()
+
+    def _build(self, job: Job) -> Built:
         source = _Source(job)
         if job.kind == "delta":
             return self._delta(job, source)
@@ -146,6 +164,7 @@ class Workshop:
             part = slots[at : at + ADD_ROWS]
             rows = source.rows.all.take(part, axis=0)
             graph.add(part, rows if mean is None else rows - mean, threads=self._threads)
+            self._moved()
 
     def _measured(self, kept: _Kept, source: _Source, slots: I64, mean: F32 | None) -> canary.Measured | None:
         """Measure and remember; None if there is too little to measure."""
@@ -155,6 +174,7 @@ class Workshop:
             kept.graph, source.rows, slots, mean, threads=self._threads, seed=len(slots)
         )
         kept.measured_count = len(kept.graph)
+        self._moved()
         return kept.measured
 
     def _open(self, job: Job, segment: Segment) -> _Kept:
@@ -184,9 +204,12 @@ class Workshop:
             kept.graph.save(fresh)
         except RuntimeError as error:
             raise OSError(f"{fresh}: {error}") from None
+        self._moved()
         hash_ = file_hash(fresh)
+        self._moved()
         self._seal(fresh, _segments(job) / f"{job.v}.{hash_}.usearch")
         kept.file = f"{job.v}.{hash_}.usearch"
+        kept.bytes = os.path.getsize(_segments(job) / kept.file)
         self._keep(job, kind, kept)
         segment = Segment(
             kind="base" if kind == "base" else "delta",
@@ -194,7 +217,7 @@ class Workshop:
             low=low,
             high=job.high,
             count=len(kept.graph),
-            bytes=os.path.getsize(_segments(job) / kept.file),
+            bytes=kept.bytes,
             hash=hash_,
             recall=None if kept.measured is None else round(kept.measured.recall, 4),
             ef=None if kept.measured is None else kept.measured.ef,
@@ -224,7 +247,7 @@ class Workshop:
         self._kept[job.collection, job.shard, job.v, kind] = kept
         room = KEPT_BYTES
         for key, other in sorted(self._kept.items(), key=lambda item: -item[1].used_s):
-            room -= other.graph.bytes
+            room -= other.bytes
             if room < 0 and other is not kept:
                 del self._kept[key]
 

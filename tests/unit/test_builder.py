@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from agent.build_jobs import Job, job_of, to_body
+from agent.builder import attempt
 from agent.metrics import Metrics
 from agent.store.builds import Builds
 from agent.store.manifest import GraphKind
@@ -171,3 +173,17 @@ async def test_the_space_of_a_shard_whose_points_are_replaced_stays_bounded(tmp_
         look = shard.reader.view()
         assert look.count(None) == 2000
         assert len(set(look.keys(look.scan(None)))) == 2000
+
+
+async def test_a_job_whose_files_are_shorter_than_it_says_is_given_up_not_fatal(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema(dim=24)) as shard:
+        site = Site(shard)
+        await shard.upsert(range(600), clustered(600))
+        job = await site.next()
+        assert job is not None
+        # As after the shard's folder was replaced by that of a snapshot with fewer points.
+        assert attempt(site.workshop, msgspec.structs.replace(job, high=10_000_000), LOG) is None
+        assert site.workshop.still_s() == 0.0
+        built = attempt(site.workshop, job, LOG)
+        assert built is not None
+        assert built.added == 600
