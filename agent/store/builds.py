@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -36,6 +37,8 @@ I64 = NDArray[np.int64]
 SAVE_S_PER_BYTE = 3.7e-9
 """Until a save was measured on this machine."""
 LOOK_S = 0.1
+COUNT_S = 1.0
+"""Dead rows of a shard that is written to are counted no more often than this."""
 QUIET_S = 2.0
 """Without a write for this long a shard is quiet: also a short tail is folded then."""
 FREE_LOOK_S = 1.0
@@ -78,6 +81,26 @@ class _Running(msgspec.Struct, frozen=True):
     """Nobody waits for it."""
 
 
+_Due = tuple[BuildShard, int, BuildKind]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A shard as it was when it was looked at last."""
+
+    facts: tuple[object, ...]
+    """The rest holds for as long as these are the same; `applied` is the first."""
+    written_s: float
+    high: int
+    """Slots below this are live or dead for good; above, their bits may not be set yet."""
+    count_at_s: float
+    recount: bool = False
+    live: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Up to which slot a vector's graphs go, and how many of their rows live."""
+    kinds: dict[bool, list[tuple[int, BuildKind]]] = field(default_factory=dict)
+    """What is due, by whether the shard counts as quiet."""
+
+
 class Builds:
     """Knows what should be built. `shards` gives those that are open now."""
 
@@ -92,10 +115,9 @@ class Builds:
         self._numbers = itertools.count(1)
         self._running: _Running | None = None
         self._save_s_per_byte = SAVE_S_PER_BYTE
-        self._quiet_high: dict[Path, int] = {}
+        self._seen: dict[BuildShard, _Seen] = {}
         self._failed_until: dict[tuple[Path, int], float] = {}
         self._freed_s: dict[Path, float] = {}
-        self._last_write: dict[Path, tuple[int, float]] = {}
 
     def handlers(self) -> Mapping[str, Handler]:
         """For the link."""
@@ -131,57 +153,87 @@ class Builds:
 
     # -- what is due ---------------------------------------------------------------------------------------
 
-    def _due(self, *, quiet_too: bool = True) -> Iterator[tuple[BuildShard, int, BuildKind]]:
-        rules = self._rules()
-        for shard in self._shards():
+    def _due(self, *, quiet_too: bool = True, exactly: bool = False) -> Iterator[_Due]:
+        rules, now_s = self._rules(), asyncio.get_running_loop().time()
+        shards = list(self._shards())
+        self._forget_others(shards)
+        for shard in shards:
             if shard.damage is not None:
                 continue
-            high = self._published(shard)
-            quiet = quiet_too and self._is_quiet(shard)
-            for v, state in shard.manifest.vectors.items():
+            seen = self._look(shard, rules, now_s, exactly=exactly)
+            quiet = quiet_too and now_s - seen.written_s >= QUIET_S
+            kinds = seen.kinds.get(quiet)
+            if kinds is None:
                 try:
-                    kind = self._kind(shard, int(v), state, high, rules, quiet)
+                    kinds = seen.kinds[quiet] = self._kinds(shard, seen, quiet)
                 except (OSError, EOFError):
                     continue  # its folder is being put in another's place
-                if kind is not None:
-                    yield shard, int(v), kind
+            for v, kind in kinds:
+                yield shard, v, kind
 
-    def _is_quiet(self, shard: BuildShard) -> bool:
-        now_s, applied = asyncio.get_running_loop().time(), shard.record.applied
-        last = self._last_write.get(shard.folder)
-        if last is None or last[0] != applied:
-            self._last_write[shard.folder] = (applied, now_s)
-            return False
-        return now_s - last[1] >= QUIET_S
-
-    def _published(self, shard: BuildShard) -> int:
-        """Slots below this are live or dead for good; above, their bits may not be set yet."""
+    def _look(self, shard: BuildShard, rules: BuildRules, now_s: float, *, exactly: bool) -> _Seen:
+        """What is known of a shard, anew where the page or the rules have changed: of thousands of shards
+        most are the same as before. Dead rows are counted once in a while, or if it must be `exactly`."""
         record = shard.record
-        if not record.flags & ShardFlag.PUBLISHING:
-            self._quiet_high[shard.folder] = record.slot_high
-        return self._quiet_high.get(shard.folder, record.slot_low)
+        publishing = bool(record.flags & ShardFlag.PUBLISHING)
+        facts = (record.applied, record.slot_low, record.slot_high, shard.manifest.number, publishing, rules)
+        seen = self._seen.get(shard)
+        if seen is None:
+            # While new slots are published their bits may not be set yet.
+            high = record.slot_low if publishing else record.slot_high
+            seen = self._seen[shard] = _Seen(facts, now_s, high, now_s + COUNT_S)
+        elif facts != seen.facts:
+            if record.applied != seen.facts[0]:
+                seen.written_s = now_s
+            seen.facts, seen.recount = facts, True
+            seen.high = seen.high if publishing else record.slot_high
+            seen.kinds.clear()
+        if seen.recount and (exactly or now_s >= seen.count_at_s):
+            seen.live.clear()
+            seen.kinds.clear()
+            seen.recount, seen.count_at_s = False, now_s + COUNT_S
+        return seen
+
+    def _forget_others(self, shards: Sequence[BuildShard]) -> None:
+        """Of shards that were closed nothing is kept."""
+        if len(self._seen) > len(shards) or not self._seen.keys() <= set(shards):
+            self._seen = {shard: self._seen[shard] for shard in shards if shard in self._seen}
+            folders = {shard.folder for shard in shards}
+            self._failed_until = {k: s for k, s in self._failed_until.items() if k[0] in folders}
+            self._freed_s = {folder: s for folder, s in self._freed_s.items() if folder in folders}
+
+    def _kinds(self, shard: BuildShard, seen: _Seen, quiet: bool) -> list[tuple[int, BuildKind]]:
+        found = (
+            (int(v), self._kind(shard, seen, int(v), s, quiet)) for v, s in shard.manifest.vectors.items()
+        )
+        return [(v, kind) for v, kind in found if kind is not None]
 
     def _kind(
-        self, shard: BuildShard, v: int, state: VectorState, high: int, rules: BuildRules, quiet: bool
+        self, shard: BuildShard, seen: _Seen, v: int, state: VectorState, quiet: bool
     ) -> BuildKind | None:
         if state.graph == "none" or state.distance is Distance.MANHATTAN:
             return None
         low = shard.record.slot_low
+        live = 0
+        if state.segments:
+            built, live = seen.live.get(v, (0, 0))
+            if built != state.built:
+                live = _live(shard.folder, v, low, state.built)
+                seen.live[v] = (state.built, live)
         graphs = GraphState(
-            [SegmentSize(s.count, s.bytes) for s in state.segments],
-            _live(shard.folder, v, low, state.built) if state.segments else 0,
-            high - max(state.built, low),
+            [SegmentSize(s.count, s.bytes) for s in state.segments], live, seen.high - max(state.built, low)
         )
-        return next_build(graphs, self._save_s_per_byte, rules, quiet=quiet)
+        return next_build(graphs, self._save_s_per_byte, self._rules(), quiet=quiet)
 
-    def _most_urgent(self, now_s: float) -> tuple[BuildShard, int, BuildKind] | None:
+    def _most_urgent(self, now_s: float) -> _Due | None:
         """The longest tail first: it is what searches feel."""
 
-        def tail(due: tuple[BuildShard, int, BuildKind]) -> int:
+        def tail(due: _Due) -> int:
             shard, v, _ = due
-            return self._published(shard) - shard.manifest.vectors[str(v)].built
+            return self._seen[shard].high - shard.manifest.vectors[str(v)].built
 
-        ready = [d for d in self._due() if self._failed_until.get((d[0].folder, d[1]), 0.0) <= now_s]
+        due = self._due(exactly=True)
+        ready = [d for d in due if self._failed_until.get((d[0].folder, d[1]), 0.0) <= now_s]
         return max(ready, key=tail, default=None)
 
     # -- the builder's calls -------------------------------------------------------------------------------
@@ -202,7 +254,7 @@ class Builds:
             v=v,
             folder=str(shard.folder),
             low=record.slot_low,
-            high=self._published(shard),
+            high=self._seen[shard].high,
             dim=state.dim,
             distance=state.distance,
             graph=state.graph,
@@ -244,6 +296,8 @@ class Builds:
         size = built.segments[-1].bytes
         if size > 1 << 20:
             self._save_s_per_byte = 0.7 * self._save_s_per_byte + 0.3 * built.save_s / size
+            for seen in self._seen.values():
+                seen.kinds.clear()
 
     # -- space ---------------------------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ class Site:
 
     def __init__(self, shard: Written, rules: BuildRules = RULES) -> None:
         self.shard = shard
-        self.builds = Builds(lambda: [shard.shard], LOG, Metrics(memoryview(bytearray(4096))), lambda: rules)
+        self.open = [shard.shard]
+        self.builds = Builds(lambda: self.open, LOG, Metrics(memoryview(bytearray(4096))), lambda: rules)
         self.workshop = Workshop(LOG, threads=1)
         self._calls = self.builds.handlers()
 
@@ -187,3 +188,31 @@ async def test_a_job_whose_files_are_shorter_than_it_says_is_given_up_not_fatal(
         built = attempt(site.workshop, job, LOG)
         assert built is not None
         assert built.added == 600
+
+
+async def test_the_files_of_a_shard_that_did_not_change_are_not_read_again(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema(dim=24)) as shard:
+        site = Site(shard)
+        await shard.upsert(range(600), clustered(600))
+        await site.build_once()
+        await shard.upsert(range(600, 1200), clustered(600, seed=4))
+        assert site.builds.wanted
+        live, away = shard.shard.folder / "columns" / "live.bin", tmp_path / "away"
+        live.rename(away)
+        assert site.builds.wanted
+        away.rename(live)
+        assert await site.build_once() == "fold"
+        assert not site.builds.wanted
+
+
+async def test_what_was_known_of_a_shard_goes_when_it_is_closed(tmp_path: Path) -> None:
+    async with written_shard(tmp_path / "1-0", schema(dim=24)) as shard:
+        site = Site(shard)
+        await shard.upsert(range(600), clustered(600))
+        assert await site.next() is not None
+        await site.builds.handlers()["build.failed"]({}, b"", 0.0)
+        assert await site.next() is None  # not so soon after it failed
+        site.open.clear()
+        assert not site.builds.wanted
+        site.open.append(shard.shard)
+        assert await site.next() is not None
