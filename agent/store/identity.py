@@ -21,11 +21,14 @@ class _Stored(Struct, frozen=True):
     history: int
     promised: int
     crc: int
+    leader_term: int = 0
 
 
 def write_identity(log_folder: Path, identity: Identity, files: Files) -> None:
     """Durable once this returns."""
-    stored = _Stored(identity.incarnation, identity.history, identity.promised, _crc(identity))
+    stored = _Stored(
+        identity.incarnation, identity.history, identity.promised, _crc(identity), identity.leader_term
+    )
     for name in _NAMES:
         files.replace(log_folder / name, msgspec.json.encode(stored))
 
@@ -38,7 +41,7 @@ def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
         path = log_folder / name
         try:
             stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
-            identity = Identity(stored.incarnation, stored.history, stored.promised)
+            identity = Identity(stored.incarnation, stored.history, stored.promised, stored.leader_term)
             if stored.crc != _crc(identity):
                 raise Damaged(f"{path}: checksum is not {stored.crc}")
             found.append(identity)
@@ -50,7 +53,7 @@ def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
             wrong.append(str(error))
     if not found:
         raise Damaged(f"{'; '.join(wrong)}: the replica does not know what it promised")
-    newest = max(found, key=lambda identity: identity.promised)
+    newest = max(found, key=lambda identity: (identity.promised, identity.leader_term))
     if any((i.incarnation, i.history) != (newest.incarnation, newest.history) for i in found):
         raise Damaged(f"{log_folder}: the two copies of the identity belong to different replicas")
     if len(set(found)) > 1:
@@ -59,4 +62,6 @@ def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
 
 
 def _crc(identity: Identity) -> int:
-    return zlib.crc32(f"{identity.incarnation} {identity.history} {identity.promised}".encode())
+    text = f"{identity.incarnation} {identity.history} {identity.promised}"
+    # Without a leader's term as it was before there were leaders: those files stay valid.
+    return zlib.crc32((f"{text} {identity.leader_term}" if identity.leader_term else text).encode())

@@ -405,7 +405,7 @@ def _replica(identity: Identity, found: FoundLog, applied: int, remembered: list
         base = Position(entries[0].term if entries else found.last.term, applied)
     log = Log(base)
     for entry in entries:
-        log.append(entry.position)
+        log.append(entry.position, len(entry.op))
     recent = RecentRequests()
     for request in remembered:
         recent.remember(request)

@@ -42,7 +42,8 @@ from agent.store.threads import run_to_end
 from agent.store.upkeep import Upkeep
 from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
 from core.hashing import KEY_BYTES
-from core.replication.replica import Identity, KeepIdentity, Replica
+from core.replication.effects import SteppedDown
+from core.replication.replica import Identity, KeepIdentity, Replica, StaleTerm
 from core.wire import ENTRY_BYTES_MAX, DeleteVectors, Op, Outcome, UpdateVectors, Upsert, encode_op
 
 __all__ = ["Shard", "ShardPorts", "ShardSettings", "ShardStatistics", "Until"]
@@ -519,6 +520,8 @@ class Shard:
             if isinstance(effect, KeepIdentity):
                 await self._run(self._pipeline.keep_identity, effect.identity)
                 self._publisher.update(promised=effect.identity.promised)
+            elif isinstance(effect, SteppedDown):
+                self._pipeline.fail(StaleTerm(f"the shard is fenced by term {effect.term}; fetch the map"))
 
     def statistics(self) -> ShardStatistics:
         queue = self._pipeline.queued()

@@ -7,12 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvariantBroken, Unprocessable
+from core.replication.effects import Reached, SteppedDown
 from core.replication.log import START, Entry, Log, Position
+from core.replication.messages import Appended, CatchUp, CaughtUp, Level, Promise, ReplicaId
 from core.replication.recent import RecentRequests, Remembered
 from core.replication.replica import (
+    ALONE,
     Answer,
     Apply,
     Attach,
+    Effect,
     Identity,
     KeepIdentity,
     Persist,
@@ -26,8 +30,19 @@ from core.wire import Nothing, Outcome, decode_op
 ONE = Outcome(touched=1)
 
 
-def replica(members: tuple[str, ...] = ("",), **options: object) -> Replica:
+B, C = ReplicaId("b", 1), ReplicaId("c", 1)
+
+
+def replica(members: tuple[ReplicaId, ...] = (ALONE,), **options: object) -> Replica:
     return Replica(Identity(1, 2, promised=1), Log(), members=members, **options)  # type: ignore[arg-type]
+
+
+def apply_of(effects: list[Effect]) -> list[Apply]:
+    return [effect for effect in effects if isinstance(effect, Apply)]
+
+
+def acknowledge(r: Replica, seq: int, sender: ReplicaId) -> list[Apply]:
+    return apply_of(r.on_message(Appended(sender, r.me, r.term, 0, seq, seq, 0), 0))
 
 
 def proposed(r: Replica, op: bytes = b"op", now_us: int = 100, **request: object) -> Entry:
@@ -40,7 +55,7 @@ def test_a_proposal_is_persisted_then_applied_then_answered() -> None:
     r = replica()
     assert proposed(r, b"a").position == Position(1, 1)
     assert proposed(r, b"b").position == Position(1, 2)
-    assert r.persisted(2) == [Apply(1, 2)]
+    assert r.persisted(2) == [Apply(1, 2), Reached(2, 2, 2)]
     assert r.applied([ONE, Outcome(touched=2)], 2) == [Answer(1, ONE), Answer(2, Outcome(touched=2))]
 
 
@@ -48,8 +63,8 @@ def test_nothing_is_applied_twice() -> None:
     r = replica()
     proposed(r)
     proposed(r)
-    assert r.persisted(1) == [Apply(1, 1)]
-    assert r.persisted(2) == [Apply(2, 2)]
+    assert apply_of(r.persisted(1)) == [Apply(1, 1)]
+    assert apply_of(r.persisted(2)) == [Apply(2, 2)]
     assert r.persisted(2) == []
 
 
@@ -129,7 +144,7 @@ def test_a_restarted_replica_remembers_requests_and_applies_the_rest() -> None:
     r.remember(entries[1:])
     assert r.propose(b"op", 9, request_id=b"r1", body_hash=b"h") == [Answer(1, ONE)]
     assert r.propose(b"op", 9, request_id=b"r3", body_hash=b"h") == [Attach(3)]
-    assert r.persisted(3) == [Apply(2, 3)]
+    assert apply_of(r.persisted(3)) == [Apply(2, 3)]
 
 
 def test_a_request_goes_only_when_past_both_bounds() -> None:
@@ -157,14 +172,14 @@ def test_a_request_that_is_not_answered_is_never_forgotten() -> None:
 # -- terms and members -------------------------------------------------------------------------------------
 
 
-def test_a_fenced_primary_refuses_writes_but_applies_what_it_committed() -> None:
+def test_a_fenced_primary_takes_no_writes_and_commits_nothing_more() -> None:
     r = replica()
     proposed(r)
-    assert r.promise(3) == [KeepIdentity(Identity(1, 2, promised=3))]
+    assert r.promise(3) == [KeepIdentity(Identity(1, 2, promised=3)), SteppedDown(3)]
     (effect,) = r.propose(b"op", 100)
     assert isinstance(effect, Refuse)
     assert isinstance(effect.error, StaleTerm)
-    assert r.persisted(1) == [Apply(1, 1)]
+    assert r.persisted(1) == []
 
 
 @pytest.mark.parametrize(("term", "refused"), [(2, True), (3, False)])
@@ -176,30 +191,43 @@ def test_an_older_term_than_the_promised_one_is_refused(term: int, refused: bool
 
 
 def test_a_new_term_opens_with_an_empty_entry_that_commits_what_came_before() -> None:
-    r = replica(members=("", "b", "c"))
+    r = replica(members=(ALONE, B, C))
     proposed(r)
-    assert r.persisted(1) == []
-    r.promise(2)
-    (effect,) = r.activate(2, ("", "b"), 100)
-    assert isinstance(effect, Persist)
+    assert apply_of(r.persisted(1)) == []
+    r.on_message(Promise(ALONE, 2, 1), 0)
+    caught_up = r.on_message(CatchUp(ALONE, 2, 1, ALONE, Position(1, 1), counts=True), 0)
+    assert [getattr(effect, "message", None) for effect in caught_up] == [CaughtUp(ALONE, 2)]
+    (effect,) = (e for e in r.on_message(Level(ALONE, 2, 1, (ALONE, B)), 0) if isinstance(e, Persist))
     assert decode_op(effect.entries[0].op) == Nothing()
     assert effect.entries[0].position == Position(2, 2)
-    assert r.persisted(1, "b") == [], "an entry of an earlier term is not committed by being counted"
-    assert r.persisted(2) == []
-    assert r.persisted(2, "b") == [Apply(1, 2)]
+    r.persisted(2)
+    assert acknowledge(r, 2, B) == [], "nothing is committed before the map says that the term is active"
+    assert apply_of(r.activate(2, (ALONE, B), 100)) == [Apply(1, 2)]
+
+
+def test_an_entry_of_an_earlier_term_is_not_committed_by_being_counted() -> None:
+    r = replica(members=(ALONE, B, C))
+    proposed(r)
+    r.persisted(1)
+    r.on_message(CatchUp(ALONE, 2, 1, ALONE, Position(1, 1), counts=True), 0)
+    r.on_message(Level(ALONE, 2, 1, (ALONE, B, C)), 0)
+    r.persisted(2)
+    r.activate(2, (ALONE, B, C), 100)
+    assert acknowledge(r, 1, B) == []
+    assert acknowledge(r, 2, B) == [Apply(1, 2)]
 
 
 def test_an_unpromised_term_cannot_be_activated() -> None:
-    (effect,) = replica().activate(2, ("",), 100)
+    (effect,) = replica().activate(2, (ALONE,), 100)
     assert isinstance(effect, Refuse)
 
 
 def test_with_three_members_two_commit() -> None:
-    r = replica(members=("", "b", "c"))
+    r = replica(members=(ALONE, B, C))
     proposed(r)
-    assert r.persisted(1) == []
-    assert r.persisted(1, "c") == [Apply(1, 1)]
-    assert r.persisted(1, "b") == []
+    assert apply_of(r.persisted(1)) == []
+    assert acknowledge(r, 1, C) == [Apply(1, 1)]
+    assert acknowledge(r, 1, B) == []
 
 
 @pytest.mark.parametrize(
