@@ -154,6 +154,17 @@ def _entries(part: memoryview) -> Iterable[tuple[Kind, str, int]]:
         at += _VALUE.size
 
 
+def total(parts: Iterable[memoryview], name: str) -> float:
+    """The sum of one sample over all processes and labels."""
+    labelled = name + "{"
+    found = 0.0
+    for part in parts:
+        for _, key, at in _entries(part):
+            if key == name or key.startswith(labelled):
+                found += _VALUE.unpack_from(part, at)[0]
+    return found
+
+
 def _family(key: str, kind: Kind) -> str:
     name = key.split("{", 1)[0]
     if kind is Kind.HISTOGRAM:

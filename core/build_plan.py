@@ -26,6 +26,8 @@ class BuildRules:
     """A base that takes longer to write gets a delta beside it."""
     merge_share: float = 0.2
     """The delta goes into the base when it is this part of it."""
+    once_rows: int = 16_384
+    """Of a longer tail so much is built at once: searches have what is done before all is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class GraphState:
 
 
 DEFAULT_RULES = BuildRules()
+
+
+def build_until(*, built: int, high: int, rules: BuildRules) -> int:
+    """Up to which slot a build goes, over graphs that end at `built`, of slots that end at `high`."""
+    return min(high, built + max(rules.once_rows, rules.start_rows))
 
 
 def next_build(

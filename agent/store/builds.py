@@ -26,6 +26,7 @@ from core.build_plan import (
     BuildRules,
     GraphState,
     SegmentSize,
+    build_until,
     next_build,
     slots_to_free,
 )
@@ -254,7 +255,9 @@ class Builds:
             v=v,
             folder=str(shard.folder),
             low=record.slot_low,
-            high=self._seen[shard].high,
+            high=build_until(
+                built=max(state.built, record.slot_low), high=self._seen[shard].high, rules=self._rules()
+            ),
             dim=state.dim,
             distance=state.distance,
             graph=state.graph,

@@ -6,6 +6,14 @@ ROWS_PER_S = 2_000.0
 """What all writers of a shard together get when the tail is one bound over its bound."""
 EXCESS_ROWS = 8_000.0
 HOLD_MAX_S = 5.0
+UNSEARCHED_BYTES = 64 << 20
+"""Of vectors in no graph, while nobody searches: the first search then takes some milliseconds, for as long
+as the builder needs to catch up. Until then processors that would wait for the builder take writes."""
+
+
+def tail_bound(rows_max: int, row_bytes: int, *, searched: bool) -> int:
+    """How long the tail may be before acknowledgements slow down."""
+    return rows_max if searched else max(rows_max, UNSEARCHED_BYTES // max(1, row_bytes))
 
 
 class Pacing:

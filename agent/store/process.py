@@ -24,6 +24,7 @@ from agent.store.deleted import Bounds
 from agent.store.guards import Guards, room_of
 from agent.store.node_identity import lock_folder
 from agent.store.schemas import shard_schema
+from agent.store.searched import Searched
 from agent.store.settings import SettingsStore
 from agent.store.settings_calls import SettingsCalls
 from agent.store.shard import Shard, ShardPorts, ShardSettings
@@ -70,6 +71,7 @@ class Store:
             ThreadPoolExecutor(THREADS, thread_name_prefix="shard"),
             log,
             on_sync=self._metrics.histogram("shoal_log_fsync_seconds").observe,
+            searched=Searched(page),
         )
         self._closed: set[tuple[CollectionId, int]] = set()
         self._flags = NodeFlag(0)
@@ -289,6 +291,7 @@ class Store:
 
     def _gauge(self) -> None:
         """Sums over all shards; what differs by shard is in the page, for whoever scrapes."""
+        self._ports.searched()  # looked at now and then, it can tell a search of now from one of long ago
         found = [shard.statistics() for shard in self._shards() if shard.damage is None]
         for name, value in (
             ("shoal_log_queue_entries", sum(s.queue_entries for s in found)),

@@ -33,7 +33,7 @@ from agent.store.checks import check_op
 from agent.store.disk_errors import disk_error
 from agent.store.log import ID_BYTES, LogWriter
 from agent.store.manifest import Manifest, Segment, ShardSchema
-from agent.store.pacing import Pacing
+from agent.store.pacing import Pacing, tail_bound
 from agent.store.pipeline import Pipeline, Proposal
 from agent.store.publishing import Publisher
 from agent.store.recovery import Recovered, Recovery
@@ -362,9 +362,16 @@ class Shard:
             rows = max(1, len(op.ids) // KEY_BYTES)
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        until_s = self._pacing.hold_until(now_s, rows, self.tail_rows - self.settings.tail_rows_max)
+        until_s = self._pacing.hold_until(now_s, rows, self._excess_rows())
         if until_s > now_s:
             await asyncio.sleep(min(until_s, deadline_s - 0.05) - now_s)
+
+    def _excess_rows(self) -> int:
+        tail, bound = self.tail_rows, self.settings.tail_rows_max
+        if tail > bound:
+            widest = max(vector.dim for vector in self.schema.vectors.values())
+            bound = tail_bound(bound, 4 * widest, searched=self._ports.searched())
+        return tail - bound
 
     @property
     def tail_rows(self) -> int:

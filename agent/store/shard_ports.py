@@ -44,6 +44,8 @@ class ShardPorts:
     now_us: Callable[[], int] = lambda: time.time_ns() // 1000
     on_sync: Callable[[float], None] = lambda took_s: None
     """Told how long each fsync of a log took."""
+    searched: Callable[[], bool] = lambda: True
+    """Whether somebody searches these days: then the tail stays short."""
 
 
 class ShardStatistics(NamedTuple):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from core.build_plan import BuildKind, GraphState, SegmentSize, next_build, slots_to_free
+from core.build_plan import (
+    BuildKind,
+    BuildRules,
+    GraphState,
+    SegmentSize,
+    build_until,
+    next_build,
+    slots_to_free,
+)
 
 MB = 1 << 20
 
@@ -13,6 +21,13 @@ def graphs(*sizes: tuple[int, int], live: int | None = None, tail: int = 0) -> G
     """Segments as (rows, MB)."""
     segments = [SegmentSize(rows, mb * MB) for rows, mb in sizes]
     return GraphState(segments, sum(s.count for s in segments) if live is None else live, tail)
+
+
+def test_of_a_long_tail_a_part_is_built_at_once() -> None:
+    rules = BuildRules(once_rows=16_384)
+    assert build_until(built=100, high=10_000, rules=rules) == 10_000
+    assert build_until(built=100, high=50_000, rules=rules) == 16_484
+    assert build_until(built=0, high=50_000, rules=BuildRules(start_rows=30_000)) == 30_000
 
 
 @pytest.mark.parametrize(

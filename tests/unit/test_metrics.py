@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.metrics import Metrics, key_of, render
+from agent.metrics import Metrics, key_of, render, total
 
 
 def part(size: int = 64 << 10) -> memoryview:
@@ -59,3 +59,12 @@ def test_label_sets_beyond_the_room_are_counted_together() -> None:
     for n in range(100):
         metrics.counter("shoal_x_total", collection=f"c{n}").add()
     assert sum(samples(render([one], {}, {})).values()) == 100
+
+
+def test_one_sample_is_summed_over_processes_and_labels() -> None:
+    parts = [part(), part(), part()]
+    Metrics(parts[0]).counter("shoal_x", kind="a").add(2)
+    Metrics(parts[0]).counter("shoal_x_more", kind="a").add(100)
+    Metrics(parts[1]).counter("shoal_x", kind="b").add(3)
+    Metrics(parts[1]).counter("shoal_x").add(4)
+    assert total(parts, "shoal_x") == 9
