@@ -191,6 +191,8 @@ Test = Callable[[bytes, Payload, Container[str]], bool]
 ValueTest = Callable[[Any], bool]
 TextIndexes = Mapping[Path, TextOptions]
 NO_TEXT_INDEXES: TextIndexes = {}
+JOIN_CONDITIONS_MIN = 8
+"""Of so many alternatives those that can be are joined; fewer are as fast as they are."""
 _IN_NESTED = b""  # stands for the id inside `nested`, where no id condition holds
 _ROOT = Path(())
 
@@ -200,7 +202,57 @@ def compile_filter(filter_: Filter, text_indexes: TextIndexes = NO_TEXT_INDEXES)
 
     A text index changes what `text`, `text_any` and `phrase` mean on its path: tokens instead of characters.
     """
-    return _compile_filter(filter_, text_indexes, _ROOT)
+    return _compile_filter(joined(filter_), text_indexes, _ROOT)
+
+
+def joined(filter_: Filter) -> Filter:
+    """The same filter, where alternatives that compare one path with values are one condition.
+
+    Clients write thousands of ids or values as thousands of conditions; looked at one by one they cost
+    as many looks at each point.
+    """
+    if max(len(filter_.should), len(filter_.must_not)) < JOIN_CONDITIONS_MIN and not any(
+        isinstance(c, Filter) for c in conditions_of(filter_)
+    ):
+        return filter_
+    least = filter_.min_should
+    return Filter(
+        must=_joined_each(filter_.must),
+        should=_alternatives(_joined_each(filter_.should)),
+        must_not=_alternatives(_joined_each(filter_.must_not)),
+        min_should=None if least is None else MinShould(_joined_each(least.conditions), least.min_count),
+    )
+
+
+def _joined_each(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    return tuple([joined(c) if isinstance(c, Filter) else c for c in conditions])
+
+
+def _alternatives(conditions: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    """Any of them holds if, and only if, any of the answer does."""
+    if len(conditions) < JOIN_CONDITIONS_MIN:
+        return conditions
+    texts: dict[Path, set[str]] = {}
+    numbers: dict[Path, set[int]] = {}
+    keys: set[IdKey] | None = None
+    others: dict[Condition, None] = {}
+    for condition in conditions:
+        match condition:
+            case MatchValue(path, str() as text):
+                texts.setdefault(path, set()).add(text)
+            case MatchValue(path, int() as number) if type(number) is int:
+                numbers.setdefault(path, set()).add(number)
+            case HasId(some):
+                keys = set() if keys is None else keys
+                keys |= some
+            case _:
+                others[condition] = None
+    return (
+        *(MatchAny(path, frozenset(values)) for path, values in texts.items()),
+        *(MatchAny(path, frozenset(values)) for path, values in numbers.items()),
+        *((HasId(frozenset(keys)),) if keys is not None else ()),
+        *others,
+    )
 
 
 def matches(filter_: Filter, key: bytes, payload: Payload, has_vectors: Container[str] = ()) -> bool:
@@ -300,7 +352,7 @@ def _compile_any_value(path: Path, holds: ValueTest) -> Test:
 
 def _compile_nested(condition: Nested, texts: TextIndexes, at: Path) -> Test:
     path = _elements(condition.path)
-    inner = _compile_filter(condition.filter, texts, Path((*at.steps, *path.steps)))
+    inner = _compile_filter(joined(condition.filter), texts, Path((*at.steps, *path.steps)))
 
     def test(key: bytes, payload: Payload, has: Container[str]) -> bool:
         return any(

@@ -18,7 +18,7 @@ from agent.front.rows import StoredRows
 from agent.metrics import Metrics
 from agent.points_reader import Row
 from agent.store.manifest import ColumnState
-from core.filters import Filter, HasId, TextIndexes, compile_filter, conditions_in
+from core.filters import Filter, HasId, TextIndexes, compile_filter, conditions_in, joined
 from core.payload import Path as PayloadPath
 from core.payload import decode_payload, parse_path
 
@@ -31,6 +31,8 @@ I64 = NDArray[np.int64]
 _CACHE_BYTES = 16 << 20
 _CACHE_FILTERS = 512
 _ROWS_AT_ONCE = 1024
+_TESTS_AT_ONCE = 1 << 18
+"""Of rows by conditions, between two looks at the clock: some tenths of a second."""
 _TRIES = 8
 
 
@@ -117,6 +119,7 @@ class Bitmaps:
         Of a point that is edited meanwhile its state before or after: columns answer only if no edit began
         or ended while they were asked (and not for the points under edit), rows are read whole.
         """
+        where = joined(where)
         generation, columns, texts = self._generation, self._columns, self._texts
         keepable = not any(isinstance(c, HasId) for c in conditions_in(where))
         edits = look.edits_now()
@@ -124,7 +127,9 @@ class Bitmaps:
             known = self._known(where, edits, look) if keepable else None
             end = 0 if known is None else known.base + len(known.bits)
             start = max(look.base, min(look.high, end))
-            answer = Evaluation(look, columns, start, look.high, editing=bool(edits & 1)).filter(where)
+            answer = Evaluation(
+                look, columns, start, look.high, editing=bool(edits & 1), check=look.check
+            ).filter(where)
             before, edits = edits, look.edits_now()
             if edits == before:
                 break
@@ -180,8 +185,11 @@ class Bitmaps:
             self._metrics.counter("shoal_filter_scans_total").add()
         test = compile_filter(where, texts)
         found = np.zeros(len(slots), np.bool_)
-        for at in range(0, len(slots), _ROWS_AT_ONCE):
-            part = slots[at : at + _ROWS_AT_ONCE]
+        conditions = sum(1 for _ in conditions_in(where))
+        size = max(1, min(_ROWS_AT_ONCE, _TESTS_AT_ONCE // max(1, conditions)))
+        for at in range(0, len(slots), size):
+            look.check()
+            part = slots[at : at + size]
             rows = self._read(part)
             for i, slot in enumerate(part.tolist(), at):
                 row = rows.get(slot)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,33 +28,49 @@ class Answer(NamedTuple):
 
 
 class Evaluation:
-    """One filter, one look, one range of slots. `editing`: the page said so before it began."""
+    """One filter, one look, one range of slots. `editing`: the page said so before it began.
+
+    However many conditions there are, only a few answers are in memory at once: one is a byte a slot.
+    """
 
     def __init__(
-        self, look: Look, columns: Mapping[Path, ColumnReader], low: int, high: int, *, editing: bool = False
+        self,
+        look: Look,
+        columns: Mapping[Path, ColumnReader],
+        low: int,
+        high: int,
+        *,
+        editing: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._look, self._columns = look, columns
+        """`check`, asked before each condition, raises when there is no time left."""
+        self._look, self._columns, self._check = look, columns, check
         self._low, self._high, self._editing = low, high, editing
 
     def filter(self, where: Filter) -> Answer:
         """All clauses hold. The answers of conditions are not changed in place: they may be shared."""
-        clauses = [self._condition(c) for c in where.must]
-        clauses += [_not(self._condition(c)) for c in where.must_not]
+        clauses: list[Iterable[Answer]] = [
+            (self._condition(c) for c in where.must),
+            (_not(self._condition(c)) for c in where.must_not),
+        ]
         if where.should:
-            clauses.append(_any([self._condition(c) for c in where.should]))
+            clauses.append((_combined((self._condition(c) for c in where.should), np.logical_or),))
         if where.min_should is not None:
-            clauses.append(self._min_should(where.min_should))
-        if not clauses:
+            clauses.append((self._min_should(where.min_should),))
+        if where.restricts_nothing:
             return self._all(True)
-        return _all(clauses)
+        return _combined(chain.from_iterable(clauses), np.logical_and)
 
     def _min_should(self, least: MinShould) -> Answer:
-        if not least.conditions:
-            return self._all(least.min_count <= 0)
-        answers = [self._condition(c) for c in least.conditions]
-        return Answer(*(_at_least(least.min_count, [a[i] for a in answers]) for i in (0, 1)))
+        held = np.zeros((2, self._high - self._low), np.uint32)
+        for condition in least.conditions:
+            answer = self._condition(condition)
+            held[0] += answer.yes
+            held[1] += answer.maybe
+        return Answer(held[0] >= least.min_count, held[1] >= least.min_count)
 
     def _condition(self, condition: Condition) -> Answer:
+        self._check()
         match condition:
             case Filter():
                 return self.filter(condition)
@@ -87,38 +104,23 @@ class Evaluation:
         return Answer(bits, bits)
 
 
-def _at_least(count: int, conditions: Sequence[Bits]) -> Bits:
-    held = np.zeros(len(conditions[0]), np.uint32)
-    for bits in conditions:
-        held += bits
-    enough: Bits = held >= count
-    return enough
-
-
 def _not(answer: Answer) -> Answer:
     yes = ~answer.maybe
     return Answer(yes, yes if answer.yes is answer.maybe else ~answer.yes)
 
 
-def _all(answers: Sequence[Answer]) -> Answer:
-    return _combined(answers, np.logical_and)
-
-
-def _any(answers: Sequence[Answer]) -> Answer:
-    return _combined(answers, np.logical_or)
-
-
-def _combined(answers: Sequence[Answer], by: np.ufunc) -> Answer:
-    first, *rest = answers
-    if not rest:
-        return first
-    certain = all(a.yes is a.maybe for a in answers)
-    yes = by(first.yes, rest[0].yes)
-    for answer in rest[1:]:
-        by(yes, answer.yes, out=yes)
-    if certain:
-        return Answer(yes, yes)
-    maybe = by(first.maybe, rest[0].maybe)
-    for answer in rest[1:]:
-        by(maybe, answer.maybe, out=maybe)
+def _combined(answers: Iterable[Answer], by: np.ufunc) -> Answer:
+    """At least one answer. The first is not ours to write to; what comes of the second and it is."""
+    given = iter(answers)
+    yes, maybe = next(given)
+    ours = False
+    for answer in given:
+        certain = yes is maybe and answer.yes is answer.maybe
+        if not certain:
+            spare = maybe if ours and maybe is not yes else None
+            maybe = by(maybe, answer.maybe, out=spare)
+        yes = by(yes, answer.yes, out=yes if ours else None)
+        if certain:
+            maybe = yes
+        ours = True
     return Answer(yes, maybe)

@@ -346,11 +346,17 @@ class Search:
             self._queue_gauge.set(self._queued)
 
     def _reads(self, look: Look, deadline: float, stack: ExitStack) -> Reads:
-        def named(name: str) -> Look:
-            return stack.enter_context(self._serving.known(name).look())
+        until = Deadline(deadline, time.monotonic)  # as loop time, and may be read from a thread
 
-        # Loop time is time.monotonic, and may be read from a thread.
-        return Reads(look, named, Deadline(deadline, time.monotonic), lambda: self._random.getrandbits(63))
+        def heeding(look: Look) -> Look:
+            for source in look.sources:
+                source.heed(until)
+            return look
+
+        def named(name: str) -> Look:
+            return heeding(stack.enter_context(self._serving.known(name).look()))
+
+        return Reads(heeding(look), named, until, lambda: self._random.getrandbits(63))
 
     def _histogram(self, name: str) -> Histogram:
         label = self._serving.label(name)

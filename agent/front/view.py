@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,7 @@ class Look:
         "_vectors",
         "base",
         "bits",
+        "check",
         "clean",
         "distinct",
         "high",
@@ -64,12 +65,17 @@ class Look:
         self._live: Bits | None = None
         self.distinct = clean
         self._rows: dict[int, Row] = {}
+        self.check: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Look:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._live = None
+
+    def heed(self, check: Callable[[], None]) -> None:
+        """Ask it now and then in long work."""
+        self.check = check
 
     @property
     def steady_high(self) -> int:

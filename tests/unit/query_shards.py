@@ -50,6 +50,9 @@ class MemoryShard:
                     rows[slot] = point.vectors[spec.name]
             self._rows[spec.v] = normalise(rows) if spec.metric is Distance.COSINE else rows
 
+    def heed(self, check: Callable[[], None]) -> None:
+        """Its work is short."""
+
     def nearest(
         self, v: int, queries: F32, *, limit: int, ef: int | None, exact: bool, where: Filter | None
     ) -> list[tuple[I64, F32]]:

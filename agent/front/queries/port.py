@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,9 @@ Bits = NDArray[np.bool_]
 
 class ShardView(Protocol):
     """Synchronous. Points are named by slot inside a look, by id key (17 bytes) between looks."""
+
+    def heed(self, check: Callable[[], None]) -> None:
+        """Ask it now and then in long work: it raises when there is no time left."""
 
     def nearest(
         self, v: int, queries: F32, *, limit: int, ef: int | None, exact: bool, where: Filter | None

@@ -36,6 +36,9 @@ _BLOCK_ROWS = 8192  # rows gathered at once: 12 MB at 384 dimensions
 class Source(Protocol):
     """One shard, here or elsewhere. Hits carry their keys; `source` is left to the merge."""
 
+    def heed(self, deadline: Deadline) -> None:
+        """Filters that look at many payloads end with it, too."""
+
     def nearest(self, leaf: Nearest, deadline: Deadline) -> list[Hits]: ...
 
     def run(self, leaf: Leaf, deadline: Deadline) -> Hits: ...
@@ -64,6 +67,9 @@ class LocalSource:
 
     def __init__(self, view: ShardView) -> None:
         self.view = view
+
+    def heed(self, deadline: Deadline) -> None:
+        self.view.heed(deadline.check)
 
     def nearest(self, leaf: Nearest, deadline: Deadline) -> list[Hits]:
         among = leaf.among
