@@ -17,6 +17,7 @@ import msgspec
 from core.errors import BadRequest, ShoalError
 from net.frames import (
     CALLS_MAX,
+    NO_ANSWER,
     STREAM_BYTES,
     Answer,
     Caller,
@@ -113,7 +114,7 @@ class Server:
             reply = Reply({}, "internal", f"internal error ({type(bug).__name__}); see the store's log")
         finally:
             self.under_way -= 1
-        if not framing.is_closing():
+        if number != NO_ANSWER and not framing.is_closing():
             framing.write(number, encode(reply), answer_body)
             with suppress(ConnectionError):  # the asker is gone; nobody is left to tell
                 await framing.drain()

@@ -27,6 +27,10 @@ HEAD = struct.Struct("<IIQ")
 STREAM_BYTES = 4 << 20
 HEADER_BYTES_MAX = 64 << 20
 BODY_BYTES_MAX = 1 << 30
+NO_ANSWER = 0
+"""The number of a frame that wants none."""
+UNSENT_BYTES_MAX = 64 << 20
+"""Of one connection; what is only told is dropped beyond it: whoever is that slow must catch up later."""
 CALLS_MAX = 2048
 """Calls under way on one connection; more are refused, never queued without a bound."""
 
@@ -58,6 +62,8 @@ class Framing(Protocol):
 
     def write(self, number: int, header: bytes, body: bytes) -> None: ...
 
+    def unsent_bytes(self) -> int: ...
+
     async def drain(self) -> None: ...
 
     def close(self) -> None: ...
@@ -80,6 +86,9 @@ class Plain:
 
     def write(self, number: int, header: bytes, body: bytes) -> None:
         self.writer.writelines((HEAD.pack(len(header), len(body), number), header, body))
+
+    def unsent_bytes(self) -> int:
+        return self.writer.transport.get_write_buffer_size()
 
     async def drain(self) -> None:
         await self.writer.drain()
@@ -158,7 +167,30 @@ class Caller:
                     connection.waiting.pop(number, None)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer to {kind} within {timeout_s:g} s") from None
-        except (ConnectionError, OSError) as problem:
+        except OSError as problem:
+            raise Unavailable(f"{self._whom} cannot be reached: {problem}") from problem
+
+    def tell(self, kind: str, header: Header, body: bytes = b"") -> bool:
+        """Send what wants no answer, if there is a connection with room for it; else it is dropped: False.
+
+        Who tells must be ready for loss. `open` makes the connection.
+        """
+        connection = self._connection
+        if connection is None or connection.framing.is_closing():
+            return False
+        if connection.framing.unsent_bytes() + len(body) > UNSENT_BYTES_MAX:
+            return False
+        connection.framing.write(NO_ANSWER, encode(Call(kind, header, 0.0)), body)
+        return True
+
+    async def open(self, timeout_s: float) -> None:
+        """Connect, unless there is a connection. Raises like `call`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._open()
+        except TimeoutError:
+            raise DeadlineExceeded(f"no connection to {self._whom} within {timeout_s:g} s") from None
+        except OSError as problem:
             raise Unavailable(f"{self._whom} cannot be reached: {problem}") from problem
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ import hmac
 import secrets
 import ssl
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal, TypeVar
@@ -199,13 +200,20 @@ async def _dial(
 
 
 async def greet(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Identity, trust: Trust
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    me: Identity,
+    trust: Trust,
+    admit: Callable[[Identity], None] = lambda _: None,
 ) -> Proved:
-    """The listener's side. Raises Unauthorized, WireMismatch, OSError, TimeoutError; the writer is closed."""
+    """The listener's side; `admit` raises a ShoalError to turn away a peer that has proved itself.
+
+    Raises Unauthorized, WireMismatch, what `admit` raises, OSError, EOFError; then the writer is closed.
+    """
     try:
         async with asyncio.timeout(GREETING_S):
             try:
-                return await _greet(reader, writer, me, trust)
+                return await _greet(reader, writer, me, trust, admit)
             except ShoalError as refusal:
                 _send(writer, _encode(_Refusal(refusal.code, str(refusal))))
                 await writer.drain()
@@ -216,7 +224,11 @@ async def greet(
 
 
 async def _greet(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Identity, trust: Trust
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    me: Identity,
+    trust: Trust,
+    admit: Callable[[Identity], None],
 ) -> Proved:
     hello, told = await _receive(reader, _Hello)
     _check_wire(me, hello.who)
@@ -233,6 +245,7 @@ async def _greet(
     proof, _ = await _receive(reader, _Proof)
     if not hmac.compare_digest(proof.proof, _mac(secret, b"caller", transcript)):
         raise Unauthorized("this caller does not hold the cluster's secret")
+    admit(hello.who)
     _send(writer, _encode(_Ready()))
     await writer.drain()
     keys = _mac(secret, b"to listener", transcript), _mac(secret, b"to caller", transcript)
