@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import PayloadEncodingError
 
 from agent.front.access import Keys, Role, presented_key, require
 from agent.front.responses import Response, Unsent, WholeResponse
-from agent.front.routes import Reply, Request, Route, Router, parse_query
+from agent.front.routes import MethodNotAllowed, Reply, Request, Route, Router, parse_query
 from agent.metrics import Counter, Metrics
 from core.errors import (
     BadRequest,
@@ -197,6 +197,8 @@ class App:
         headers = {"X-Shoal-Error": error.code}
         if error.retry_after_s is not None:
             headers["Retry-After"] = str(error.retry_after_s)
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = error.allowed
         if isinstance(error, Unauthorized):  # plain text, as clients of this API know it
             text = str(error).encode()
             return WholeResponse(text, status=error.status, content_type="text/plain", headers=headers)

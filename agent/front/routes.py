@@ -66,12 +66,19 @@ class Route:
     free: bool = False
     streams: bool = False
     """The handler reads the body itself."""
+    sends_file: bool = False
+    """The handler streams its answer itself."""
 
 
 class MethodNotAllowed(ShoalError):
     """The path exists, not with this method."""
 
     code, status = "method-not-allowed", 405
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
+        """For the header `Allow`."""
 
 
 class Router:
@@ -90,14 +97,21 @@ class Router:
             methods[route.method] = route
 
     def find(self, method: str, raw_path: str) -> tuple[Route, tuple[str, ...]]:
-        """The route and the path's parameters, percent-decoded. Raises NotFound, MethodNotAllowed."""
+        """The route and the path's parameters, percent-decoded. Raises NotFound, MethodNotAllowed.
+
+        HEAD is GET, whose answer is sent without its body; not where that body is a file.
+        """
         parts = [unquote(part) if "%" in part else part for part in _parts(raw_path)]
         methods, parameters = self._walk(self._root, parts, ())
         if methods is None:
             raise NotFound(f"no such path: {raw_path[:100]}; the API is described at /openapi.json")
         route = methods.get(method)
+        heard = methods.get("GET") if method == "HEAD" else None
+        if heard is not None and not heard.sends_file:
+            route = heard
         if route is None:
-            raise MethodNotAllowed(f"{method} is not allowed here; allowed: {', '.join(sorted(methods))}")
+            allowed = ", ".join(sorted(methods))
+            raise MethodNotAllowed(f"{method} is not allowed here; allowed: {allowed}", allowed)
         return route, parameters
 
     def _walk(

@@ -47,7 +47,7 @@ class Snapshots:
             *self._routes("", Role.ADMIN, 0),
             *self._routes("/collections/*", Role.FULL, 1),
             *self._routes(of_shard, Role.FULL, 2),
-            Route("GET", f"{of_shard}/snapshot", Role.FULL, partial(self.stream, 2)),
+            Route("GET", f"{of_shard}/snapshot", Role.FULL, partial(self.stream, 2), sends_file=True),
         ]
 
     def _routes(self, prefix: str, role: Role, depth: int) -> list[Route]:
@@ -55,7 +55,7 @@ class Snapshots:
         found = [
             Route("GET", f"{prefix}/snapshots", Role.READ, partial(self.list, depth)),
             Route("POST", f"{prefix}/snapshots", role, partial(self.make, depth)),
-            Route("GET", f"{prefix}/snapshots/*", role, partial(self.download, depth)),
+            Route("GET", f"{prefix}/snapshots/*", role, partial(self.download, depth), sends_file=True),
             Route("DELETE", f"{prefix}/snapshots/*", role, partial(self.delete, depth)),
         ]
         if depth:

@@ -305,3 +305,23 @@ def test_null_counts_as_missing_and_unknown_fields_are_ignored(rest: Rest, path:
 def test_a_request_id_comes_back(rest: Rest) -> None:
     answer = rest.call("GET", "/collections", headers={"X-Request-Id": "abc-123"})
     assert answer.headers["x-request-id"] == "abc-123"
+
+
+def test_a_method_that_is_not_allowed_names_those_that_are(rest: Rest, path: str) -> None:
+    answer = rest.delete("/collections")
+    assert (answer.status, answer.headers["allow"]) == (405, "GET")
+    assert rest.call("HEAD", f"{path}/points/query").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("place", ["/", "/healthz", "/readyz", "/metrics", "/collections", "/telemetry"])
+def test_head_is_get_without_its_body(rest: Rest, place: str) -> None:
+    """Load balancers ask so."""
+    answer = rest.call("HEAD", place)
+    assert (answer.status, answer.text) == (200, "")
+    assert int(answer.headers["content-length"]) > 0
+    assert rest.get("/healthz").status == 200  # the connection is still in step
+
+
+def test_head_of_what_is_not_there(rest: Rest) -> None:
+    assert rest.call("HEAD", f"/collections/{UNKNOWN}").status == 404
+    assert rest.call("HEAD", "/no/such/path").status == 404
