@@ -113,13 +113,21 @@ def _responses(call: Call, schema_of: Json) -> Json:
         content = {call.media: {"schema": {}}}
     responses: Json = {"200": {"description": "done", "content": content}}
     if call.tag == "snapshots" and "wait" in call.query:
-        responses["202"] = {"description": "accepted: wait was false", "content": content}
+        accepted = {"application/json": {"schema": _ACCEPTED}}
+        responses["202"] = {"description": "accepted: wait was false", "content": accepted}
     failed = {
         "application/json": {"schema": {"$ref": REF.format(name="Error")}},
         "text/plain": {"schema": {}},
     }
     responses["default"] = {"description": "what went wrong", "content": failed}
     return responses
+
+
+_ACCEPTED: Json = {
+    "type": "object",
+    "properties": {"status": {"const": "accepted"}, "time": {"type": "number"}},
+    "required": ["status", "time"],
+}
 
 
 def _envelope(result: Json) -> Json:

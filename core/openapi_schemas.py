@@ -87,7 +87,8 @@ def refine(components: Json) -> None:
         for name in [name for name in properties if name in _REFUSED and name not in required]:
             del properties[name]
         for name, schema in properties.items():
-            _bound(schema, _bounds_of(name))
+            if title != "SnapshotInfo":  # its size is in bytes
+                _bound(schema, _bounds_of(name))
             if name in _PATHS:
                 _as_path(schema)
             if name in _IDS and title != "Group":  # a group's id is a payload's value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from agent.front.access import Role
-from agent.front.routes import Handler, Reply, Request, Route
+from agent.front.routes import ORDERINGS, Handler, Reply, Request, Route, check_choice, flag
 from agent.front.serving import Serving
 from agent.link import Client
 
@@ -37,6 +37,8 @@ class Collections:
 
     def _change(self, kind: str) -> Handler:
         async def change(request: Request) -> Reply:
+            flag(request.query, "wait")  # what is answered is done, either way
+            check_choice(request.query, "ordering", ORDERINGS)
             header = {"path": request.parameters, "query": dict(request.query), "who": request.key_name}
             _, result = await self._link.call(kind, header, request.body, timeout_s=request.left_s())
             # What was answered must be seen by the client's next call: here now, elsewhere by the epoch.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 
 from agent.front.access import Role
-from agent.front.routes import Handler, Reply, Request, Route, flag
+from agent.front.routes import ORDERINGS, Handler, Reply, Request, Route, check_choice, flag
 from agent.front.serving import Serving
 from agent.link import Client
 from agent.metrics import Metrics
 from core.errors import BadRequest
 
-_ORDERINGS = ("weak", "medium", "strong")
 _CONSISTENCIES = ("eventual", "quorum", "strong")
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 
@@ -46,8 +45,8 @@ class Points:
                 "wait": flag(request.query, "wait"),
                 "idempotency_key": _idempotency_key(request),
             }
-            _one_of(request, "ordering", _ORDERINGS)
-            _one_of(request, "consistency", _CONSISTENCIES)
+            check_choice(request.query, "ordering", ORDERINGS)
+            check_choice(request.query, "consistency", _CONSISTENCIES)
             _, result = await self._link.call(
                 "points.write", header, request.body, timeout_s=request.left_s()
             )
@@ -57,12 +56,6 @@ class Points:
             return Reply(result)
 
         return write
-
-
-def _one_of(request: Request, name: str, allowed: tuple[str, ...]) -> None:
-    found = request.query.get(name)
-    if found is not None and found not in allowed:
-        raise BadRequest(f"query parameter {name}: expected {', '.join(allowed)}, got {found[:40]!r}")
 
 
 def _idempotency_key(request: Request) -> str:

@@ -155,3 +155,14 @@ def flag(query: Mapping[str, str], name: str, default: bool = False) -> bool:
     if text.lower() in ("false", "0"):
         return False
     raise BadRequest(f"query parameter {name}: expected true or false, got {text[:40]!r}")
+
+
+def check_choice(query: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> None:
+    """Raises BadRequest for a parameter of the query string that is none of those allowed."""
+    found = query.get(name)
+    if found is not None and found not in allowed:
+        raise BadRequest(f"query parameter {name}: expected {', '.join(allowed)}, got {found[:40]!r}")
+
+
+ORDERINGS = ("weak", "medium", "strong")
+"""Accepted with every write; one copy has but one order."""

@@ -325,3 +325,19 @@ def test_head_is_get_without_its_body(rest: Rest, place: str) -> None:
 def test_head_of_what_is_not_there(rest: Rest) -> None:
     assert rest.call("HEAD", f"/collections/{UNKNOWN}").status == 404
     assert rest.call("HEAD", "/no/such/path").status == 404
+
+
+@pytest.mark.parametrize("wrong", [{"wait": "perhaps"}, {"ordering": "tidy"}, {"timeout": "0"}], ids=_short)
+def test_a_wrong_query_string_changes_nothing(rest: Rest, path: str, wrong: dict[str, str]) -> None:
+    calls = [
+        ("PUT", f"{path}/points", {"points": [{"id": 78, "vector": VECTOR}]}),
+        ("POST", f"{path}/points/delete", {"points": [1]}),
+        ("PUT", f"{path}/index", {"field_name": "n", "field_schema": "integer"}),
+        ("DELETE", f"{path}/index/n", None),
+        ("PUT", f"{path}/vectors/w", {"dense": {"size": 2, "distance": "Dot"}}),
+        ("PATCH", path, {"metadata": {"a": 1}}),
+    ]
+    before = rest.get(path).result
+    for method, place, body in calls:
+        _must_be(rest.call(method, place, body, **wrong), 400, next(iter(wrong)))
+    assert rest.get(path).result == before

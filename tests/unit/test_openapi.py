@@ -84,3 +84,15 @@ def test_what_is_refused_is_not_offered() -> None:
     assert "shard_key" not in SCHEMAS["QueryBody"]["properties"]
     assert "indices" not in json.dumps(SCHEMAS["QueryObject"])
     assert "create_sharding_key" not in json.dumps(SCHEMAS["ClusterOperation"])
+
+
+def test_a_snapshot_may_be_of_any_size() -> None:
+    assert SCHEMAS["SnapshotInfo"]["properties"]["size"] == {"type": "integer"}
+
+
+def test_what_is_accepted_has_no_result_yet() -> None:
+    made = DOCUMENT["paths"]["/snapshots"]["post"]["responses"]
+    accepted = made["202"]["content"]["application/json"]["schema"]
+    assert accepted["required"] == ["status", "time"]
+    assert accepted["properties"]["status"] == {"const": "accepted"}
+    assert made["200"]["content"]["application/json"]["schema"]["properties"]["status"] == {"const": "ok"}
