@@ -137,7 +137,7 @@ class Search:
             strict = strict_mode(served.info.params)
             check_batch(strict, len(given))
             for search in given:
-                check_search(strict, search)
+                check_search(strict, search, served.info.indexes)
             self._admit(served, request, max(1, len(given)))
 
             def read(reads: Reads) -> list[Points] | list[list[ScoredPoint]]:
@@ -152,7 +152,7 @@ class Search:
         async def groups(request: Request) -> Reply:
             served = await self._serving.collection(request.parameters[0])
             parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
-            check_search(strict_mode(served.info.params), parsed)
+            check_search(strict_mode(served.info.params), parsed, served.info.indexes)
             self._admit(served, request)
             return await self._answered(served, request, lambda reads: reads.groups(parsed))
 
@@ -160,7 +160,7 @@ class Search:
 
     async def _search(self, served: Served, search: api.Search, request: Request) -> bytes:
         """The encoded list of points."""
-        check_search(strict_mode(served.info.params), search)
+        check_search(strict_mode(served.info.params), search, served.info.indexes)
         self._admit(served, request)
         if self._is_short(served, search):
             return _encode(await self._in_turn(served, search, request))
@@ -247,14 +247,14 @@ class Search:
         served = await self._serving.collection(request.parameters[0])
         parsed = api_reads.parse_scroll(decode(api_reads.ScrollBody, request.body), self._limits)
         check_limit(strict_mode(served.info.params), parsed.limit)
-        check_filter(strict_mode(served.info.params), parsed.filter)
+        check_filter(strict_mode(served.info.params), parsed.filter, served.info.indexes)
         self._admit(served, request)
         return await self._answered(served, request, lambda reads: reads.scroll(parsed))
 
     async def count(self, request: Request) -> Reply:
         served = await self._serving.collection(request.parameters[0])
         parsed = api_reads.parse_count(decode(api_reads.CountBody, request.body), self._limits)
-        check_filter(strict_mode(served.info.params), parsed.filter)
+        check_filter(strict_mode(served.info.params), parsed.filter, served.info.indexes)
         self._admit(served, request)
         return await self._answered(served, request, lambda reads: reads.count(parsed))
 
@@ -262,7 +262,7 @@ class Search:
         served = await self._serving.collection(request.parameters[0])
         parsed = api_reads.parse_facet(decode(api_reads.FacetBody, request.body), self._limits)
         check_limit(strict_mode(served.info.params), parsed.limit)
-        check_filter(strict_mode(served.info.params), parsed.filter)
+        check_filter(strict_mode(served.info.params), parsed.filter, served.info.indexes)
         self._admit(served, request)
         return await self._answered(served, request, lambda reads: reads.facet(parsed))
 
@@ -278,7 +278,7 @@ class Search:
         served = await self._serving.collection(request.parameters[0])
         body = decode(api_reads.MatrixBody, request.body)
         parsed = api_reads.parse_matrix(body, served.info.params.vectors, self._limits)
-        check_filter(strict_mode(served.info.params), parsed.filter)
+        check_filter(strict_mode(served.info.params), parsed.filter, served.info.indexes)
         self._admit(served, request)
         return served, parsed
 

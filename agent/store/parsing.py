@@ -55,6 +55,8 @@ class Target(msgspec.Struct, frozen=True):
     shard_count: int
     limits: Limits
     strict: StrictMode | None = None
+    indexed: frozenset[str] = frozenset()
+    """Paths, which strict mode may want filters to keep to."""
 
 
 class Prepared(msgspec.Struct, frozen=True, array_like=True):
@@ -86,7 +88,7 @@ def prepare(kind: str, body: bytes, target: Target) -> list[Prepared]:
         shape, parse = _KINDS[kind]
         writes = (parse(decode(shape, body), target.vectors, target.limits),)
     for write in writes:
-        check_write(target.strict, write)
+        check_write(target.strict, write, target.indexed)
     return [_prepared(write, target) for write in writes]
 
 

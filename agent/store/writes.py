@@ -17,12 +17,12 @@ from agent.store.guards import Guards
 from agent.store.parsing import PROCESSES_MAX, Prepared, Target, prepare_anywhere
 from agent.store.shard import Shard, Until
 from core.api.checks import Limits
-from core.api.strict import check_points_count, strict_mode
+from core.api.strict import check_points_count, check_storage, strict_mode
 from core.cluster import Collection
 from core.errors import BadRequest, NotFound, Overloaded
 from core.hashing import point_id
 from core.payload import PAYLOAD_BYTES_MAX
-from core.wire import Outcome
+from core.wire import ClearPayload, Delete, DeletePayload, DeleteVectors, Outcome
 
 REQUESTS_MAX = 1024
 """Writes under way at once; more are refused."""
@@ -136,6 +136,8 @@ class Writes:
             return
         if any(operation.points and not operation.ids for operation in prepared):  # upserts
             check_points_count(strict, sum(shard.points_count for shard in collection.shards))
+        if any(map(_adds, prepared)):
+            check_storage(strict, *_storage_bytes(collection))
         if strict.write_rate_limit is not None:
             now_s = asyncio.get_running_loop().time()
             if collection.write_rate is None or collection.write_rate.per_minute != strict.write_rate_limit:
@@ -172,7 +174,31 @@ def _raise_missing(operation: Prepared, outcomes: list[Outcome]) -> None:
     raise NotFound(f"Not found: No point with id {point_id(first)} found")
 
 
+def _adds(operation: Prepared) -> bool:
+    """Whether it may make the collection larger."""
+    return any(
+        not isinstance(op, Delete | DeletePayload | DeleteVectors | ClearPayload)
+        for ops in operation.entries.values()
+        for op in ops
+    )
+
+
+def _storage_bytes(collection: Open) -> tuple[int, int]:
+    """Of vectors, as if each point had them all; of payloads, with ids, as they are on the disk."""
+    points = sum(shard.points_count for shard in collection.shards)
+    numbers = sum(vector.size for vector in collection.info.params.vectors.values())
+    files = (shard.folder / "points.db" for shard in collection.shards)
+    return points * numbers * 4, sum(file.stat().st_size for file in files if file.exists())
+
+
 def target_of(info: Collection, limits: Limits) -> Target:
     """What parsing must know of a collection."""
     params = info.params
-    return Target(dict(params.vectors), dict(info.vectors), params.shard_number, limits, strict_mode(params))
+    return Target(
+        dict(params.vectors),
+        dict(info.vectors),
+        params.shard_number,
+        limits,
+        strict_mode(params),
+        frozenset(info.indexes),
+    )

@@ -6,10 +6,13 @@ from collections.abc import Container, Iterator
 
 from core import filters
 from core.api.config import CollectionParams, StrictMode
+from core.api.filters import read_filter
 from core.api.points import EditVectors, Operation, UpsertPoints
 from core.api.searches import Groups, Node, Search
 from core.errors import BadRequest
-from core.payload import Path
+
+Indexed = Container[str]
+"""The paths that have an index, as they are kept: canonical."""
 
 
 def strict_mode(config: CollectionParams) -> StrictMode | None:
@@ -28,9 +31,12 @@ def check_timeout(strict: StrictMode | None, timeout_s: float | None) -> None:
         _check("timeout", timeout_s, strict.max_timeout)
 
 
-def check_filter(strict: StrictMode | None, filter_: filters.Filter | None) -> None:
+def check_filter(
+    strict: StrictMode | None, filter_: filters.Filter | None, indexed: Indexed, *, write: bool = False
+) -> None:
     if strict is None or filter_ is None:
         return
+    _check_indexed(strict, filter_, indexed, write=write)
     leaves = [c for c in filters.conditions_in(filter_) if not isinstance(c, filters.Filter | filters.Nested)]
     _check("filter conditions", len(leaves), strict.filter_max_conditions)
     if strict.condition_max_size is not None:
@@ -38,27 +44,23 @@ def check_filter(strict: StrictMode | None, filter_: filters.Filter | None) -> N
             _check("condition size", _size(condition), strict.condition_max_size)
 
 
-def check_indexed(
-    strict: StrictMode | None, filter_: filters.Filter | None, indexed: Container[Path], *, write: bool
-) -> None:
+def _check_indexed(strict: StrictMode, filter_: filters.Filter, indexed: Indexed, *, write: bool) -> None:
     """Where the collection asks for it, a filter may only look at indexed fields."""
-    if strict is None or filter_ is None:
-        return
     allowed = strict.unindexed_filtering_update if write else strict.unindexed_filtering_retrieve
     if allowed is not False:
         return
     for path in filters.paths_in(filter_):
-        if path not in indexed:
+        if str(path) not in indexed:
             raise BadRequest(f'{_PREFIX}Index required but not found for "{path}": create a payload index')
 
 
-def check_search(strict: StrictMode | None, search: Search | Groups) -> None:
+def check_search(strict: StrictMode | None, search: Search | Groups, indexed: Indexed) -> None:
     if strict is None:
         return
     root = search.search.node if isinstance(search, Groups) else search.node
     for node in _nodes(root):
         check_limit(strict, node.limit)
-        check_filter(strict, node.filter)
+        check_filter(strict, node.filter, indexed)
         if node.ef is not None:
             _check("hnsw_ef", node.ef, strict.search_max_hnsw_ef)
         if node.exact and strict.search_allow_exact is False:
@@ -70,9 +72,16 @@ def check_batch(strict: StrictMode | None, searches: int) -> None:
         _check("searches", searches, strict.search_max_batchsize)
 
 
-def check_write(strict: StrictMode | None, write: Operation) -> None:
-    if strict is not None and isinstance(write, UpsertPoints | EditVectors):
+def check_write(strict: StrictMode | None, write: Operation, indexed: Indexed) -> None:
+    if strict is None:
+        return
+    if isinstance(write, UpsertPoints | EditVectors):
         _check("points in one request", len(write.keys), strict.upsert_max_batchsize)
+        where = write.update_where
+    else:
+        where = write.chosen.where
+    if where is not None:
+        check_filter(strict, read_filter(where), indexed, write=True)
 
 
 def check_points_count(strict: StrictMode | None, points: int) -> None:
@@ -81,6 +90,18 @@ def check_points_count(strict: StrictMode | None, points: int) -> None:
         raise BadRequest(
             f"{_PREFIX}the collection holds {points} points, of {strict.max_points_count} allowed"
         )
+
+
+def check_storage(strict: StrictMode | None, vector_bytes: int, payload_bytes: int) -> None:
+    """Before a write that may add to them: how much there is."""
+    if strict is None:
+        return
+    for kind, found, most in (
+        ("vector", vector_bytes, strict.max_collection_vector_size_bytes),
+        ("payload", payload_bytes, strict.max_collection_payload_size_bytes),
+    ):
+        if most is not None and found >= most:
+            raise BadRequest(f"{_PREFIX}Max {kind} storage size limit of {most} bytes reached!")
 
 
 def check_index_count(strict: StrictMode | None, indexes: int) -> None:

@@ -12,7 +12,6 @@ from core.api import points, queries, searches, strict
 from core.api.config import CollectionParams, Distance, StrictMode, VectorParams
 from core.api.decode import decode
 from core.errors import BadRequest
-from core.payload import parse_path
 
 VECTORS = {"": VectorParams(1, Distance.DOT)}
 
@@ -35,41 +34,51 @@ Check = Callable[[StrictMode], None]
     [
         (
             {"max_query_limit": 5},
-            lambda s: strict.check_search(s, search(limit=5)),
-            lambda s: strict.check_search(s, search(query=[1], prefetch={"query": [1], "limit": 6})),
+            lambda s: strict.check_search(s, search(limit=5), ()),
+            lambda s: strict.check_search(s, search(query=[1], prefetch={"query": [1], "limit": 6}), ()),
         ),
         ({"max_query_limit": 5}, lambda s: strict.check_limit(s, 5), lambda s: strict.check_limit(s, 6)),
         ({"max_timeout": 5}, lambda s: strict.check_timeout(s, 5), lambda s: strict.check_timeout(s, 5.5)),
         (
             {"filter_max_conditions": 2},
-            lambda s: strict.check_search(s, search(filter=ANY_OF_THREE)),
-            lambda s: strict.check_search(s, search(filter={"should": [ANY_OF_THREE, {"has_id": [1]}]})),
+            lambda s: strict.check_search(s, search(filter=ANY_OF_THREE), ()),
+            lambda s: strict.check_search(s, search(filter={"should": [ANY_OF_THREE, {"has_id": [1]}]}), ()),
         ),
         (
             {"condition_max_size": 3},
-            lambda s: strict.check_search(s, search(filter=ANY_OF_THREE)),
-            lambda s: strict.check_search(s, search(filter={"must": {"has_id": [1, 2, 3, 4]}})),
+            lambda s: strict.check_search(s, search(filter=ANY_OF_THREE), ()),
+            lambda s: strict.check_search(s, search(filter={"must": {"has_id": [1, 2, 3, 4]}}), ()),
         ),
         (
             {"search_max_hnsw_ef": 64},
-            lambda s: strict.check_search(s, search(params={"hnsw_ef": 64})),
-            lambda s: strict.check_search(s, search(params={"hnsw_ef": 65})),
+            lambda s: strict.check_search(s, search(params={"hnsw_ef": 64}), ()),
+            lambda s: strict.check_search(s, search(params={"hnsw_ef": 65}), ()),
         ),
         (
             {"search_allow_exact": False},
-            lambda s: strict.check_search(s, search()),
-            lambda s: strict.check_search(s, search(params={"exact": True})),
+            lambda s: strict.check_search(s, search(), ()),
+            lambda s: strict.check_search(s, search(params={"exact": True}), ()),
         ),
         ({"search_max_batchsize": 2}, lambda s: strict.check_batch(s, 2), lambda s: strict.check_batch(s, 3)),
         (
             {"upsert_max_batchsize": 2},
-            lambda s: strict.check_write(s, upsert(2)),
-            lambda s: strict.check_write(s, upsert(3)),
+            lambda s: strict.check_write(s, upsert(2), ()),
+            lambda s: strict.check_write(s, upsert(3), ()),
         ),
         (
             {"max_points_count": 2},
             lambda s: strict.check_points_count(s, 1),
             lambda s: strict.check_points_count(s, 2),
+        ),
+        (
+            {"max_collection_vector_size_bytes": 100},
+            lambda s: strict.check_storage(s, 99, 1_000),
+            lambda s: strict.check_storage(s, 100, 0),
+        ),
+        (
+            {"max_collection_payload_size_bytes": 100},
+            lambda s: strict.check_storage(s, 1_000, 99),
+            lambda s: strict.check_storage(s, 0, 100),
         ),
         (
             {"max_payload_index_count": 2},
@@ -91,19 +100,39 @@ def test_a_limit_holds_when_strict_mode_is_on(limits: dict[str, Any], allowed: C
 def test_without_strict_mode_nothing_is_limited(config: StrictMode | None) -> None:
     off = strict.strict_mode(CollectionParams(strict_mode_config=config))
     assert off is None
-    strict.check_search(off, search(limit=100, filter=ANY_OF_THREE, params={"exact": True}))
-    strict.check_write(off, upsert(3))
+    strict.check_search(off, search(limit=100, filter=ANY_OF_THREE, params={"exact": True}), ())
+    strict.check_write(off, upsert(3), ())
     strict.check_batch(off, 1_000)
+
+
+PATHS = {"a", "l[].b"}
 
 
 def test_filters_may_be_limited_to_indexed_fields() -> None:
     nested = {"nested": {"key": "l", "filter": {"must": {"key": "b", "match": {"value": 1}}}}}
-    found = search(filter={"must": [{"is_null": {"key": "a"}}, nested, {"has_id": [1]}]}).node.filter
+    where = {"must": [{"is_null": {"key": "a"}}, nested, {"has_id": [1]}]}
     reads = StrictMode(enabled=True, unindexed_filtering_retrieve=False)
-    both = {parse_path("a"), parse_path("l[].b")}
-    strict.check_indexed(reads, found, both, write=False)
-    strict.check_indexed(reads, found, (), write=True)
-    strict.check_indexed(StrictMode(enabled=True), found, (), write=False)
-    for path in both:
+    writes = StrictMode(enabled=True, unindexed_filtering_update=False)
+    found, write = search(filter=where), deletion(where)
+    for mode in (reads, writes):
+        strict.check_search(mode, found, PATHS)
+        strict.check_write(mode, write, PATHS)
+    strict.check_write(reads, write, ())
+    strict.check_search(writes, found, ())
+    strict.check_search(StrictMode(enabled=True, unindexed_filtering_retrieve=True), found, ())
+    for path in PATHS:
         with pytest.raises(BadRequest, match="Index required but not found"):
-            strict.check_indexed(reads, found, both - {path}, write=False)
+            strict.check_search(reads, found, PATHS - {path})
+        with pytest.raises(BadRequest, match="Index required but not found"):
+            strict.check_write(writes, write, PATHS - {path})
+
+
+def test_filters_of_writes_have_the_limits_of_others() -> None:
+    few = StrictMode(enabled=True, filter_max_conditions=1)
+    strict.check_write(few, deletion({"must": {"has_id": [1]}}), ())
+    with pytest.raises(BadRequest, match="filter conditions"):
+        strict.check_write(few, deletion(ANY_OF_THREE), ())
+
+
+def deletion(where: dict[str, Any]) -> points.Operation:
+    return points.parse_delete(decode(points.Selector, json.dumps({"filter": where}).encode()))
