@@ -21,6 +21,9 @@ U8 = npt.NDArray[np.uint8]
 PAGE = 4096
 _STEP_MIN = 64 << 10
 _STEP_MAX = 64 << 20
+_STEP_PART = 16
+_SECTOR = 512
+"""The unit of st_blocks, whatever the file system's own is."""
 
 
 def _map(fd: int, size: int, *, writable: bool) -> U8:
@@ -73,17 +76,20 @@ class GrowingFile:
         self.path = path
         self._files = files
         self._fd = files.open(path)
-        self.size = os.fstat(self._fd).st_size
+        found = os.fstat(self._fd)
+        self.size = found.st_size
         self._bytes: U8 | None = None
         self.dirty = False
         self._punched = 0
+        self._hole_bytes = max(0, self.size - found.st_blocks * _SECTOR)
+        """Given back already: a file is ahead of its needs by a part of what it holds, not of its length."""
         self._lost: OSError | None = None
 
     def reserve(self, size: int) -> None:
         """Make the file at least `size` bytes long, with blocks. Raises OSError (ENOSPC)."""
         if size <= self.size:
             return
-        step = min(max(self.size // 8, _STEP_MIN), _STEP_MAX)
+        step = min(max((self.size - self._hole_bytes) // _STEP_PART, _STEP_MIN), _STEP_MAX)
         target = -(-max(size, self.size + step) // PAGE) * PAGE
         self._files.allocate(self._fd, self.size, target - self.size)
         self.size = target
@@ -127,6 +133,7 @@ class GrowingFile:
         if end > self._punched:
             self._files.punch(self._fd, 0, end)
             self._punched = end
+            self._hole_bytes = max(self._hole_bytes, end)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -18,7 +18,7 @@ from agent.store.files import Files
 from core.consensus.register import Answer, Cell, Request, on_request
 from core.errors import NoRoom, StartRefused, Unavailable
 
-LOG_BYTES_MIN = 1 << 20
+LOG_BYTES_MIN = 512 << 10
 """Preallocated, so that the register has room for some time after the disk is full."""
 BATCH_MAX = 256
 GROWTH_MAX = 4  # rewritten when the log is this many times what it holds, and LOG_BYTES_MIN at least

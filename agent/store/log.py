@@ -24,7 +24,7 @@ MAGIC = b"SHOALLOG"
 FORMAT = 1
 FILE_BYTES_MAX = 64 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_STEP_MIN, _STEP_MAX = 1 << 20, 8 << 20
+_STEP_MIN, _STEP_MAX, _STEP_PART = 256 << 10, 8 << 20, 4
 
 HEADER = struct.Struct("<8sII6Q")
 """magic, format, crc32 of what follows, collection, shard, incarnation, history, base term, base seq"""
@@ -208,7 +208,7 @@ class LogWriter:
     def _reserve(self, size: int) -> None:
         if size <= self._allocated:
             return
-        step = min(max(self._allocated // 8, _STEP_MIN), _STEP_MAX)
+        step = min(max(self._allocated // _STEP_PART, _STEP_MIN), _STEP_MAX)
         target = max(size, self._allocated + step)
         try:
             self.files.allocate(self._fd, self._allocated, target - self._allocated)
