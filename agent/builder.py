@@ -10,7 +10,7 @@ import sys
 from agent.build_jobs import Built, Job, job_of, to_body
 from agent.child import SOCKET, Spec, die_with_parent, enter
 from agent.link import Client
-from agent.page import Page
+from agent.page import Page, Reads
 from agent.workshop import Abandoned, Workshop
 from core.errors import Damaged, ShoalError
 from net.logs import Log, log_to
@@ -32,7 +32,7 @@ async def serve(spec: Spec, log: Log) -> None:
     loop = asyncio.get_running_loop()
     die_with_parent(spec, loop)
     page = Page(spec.page_fd)
-    workshop = Workshop(log, threads=os.cpu_count() or 1)
+    workshop = Workshop(log, Reads(page, spec.place), threads=os.cpu_count() or 1)
     link = Client(SOCKET)
 
     def stop() -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntFlag
 from typing import NamedTuple
 
@@ -23,6 +26,8 @@ METRICS_BYTES = 256 << 10
 """Of one process; see metrics.py."""
 
 _PROCESS_BYTES = 64
+_OLDEST_READ_AT = 32
+"""In a process's place, behind its tick: a record of its own, since other threads write it."""
 _RECORD_BYTES = 256
 _PROCESSES_AT = 4096
 _NODE_AT = _PROCESSES_AT + PROCESSES_MAX * _PROCESS_BYTES
@@ -87,6 +92,7 @@ class ProcessRecord(NamedTuple):
 _SHARD = struct.Struct("<13Q")
 _NODE = struct.Struct("<4Q")
 _PROCESS = struct.Struct("<2Q")
+_OLDEST_READ = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _READ_TRIES = 10_000
 
@@ -130,6 +136,19 @@ class Page:
     def forget_process(self, place: int) -> None:
         """A new process takes this place and has not ticked yet. Called by `main` only."""
         self._write(_PROCESSES_AT + place * _PROCESS_BYTES, _PROCESS.pack(0, 0))
+        self.write_oldest_read(place, 0)
+
+    def write_oldest_read(self, place: int, began_ns: int) -> None:
+        """When the oldest read that is under way in a process began; 0 if there is none. See Reads."""
+        at = _PROCESSES_AT + place * _PROCESS_BYTES + _OLDEST_READ_AT
+        self._write(at, _OLDEST_READ.pack(began_ns))
+
+    def oldest_read_ns(self) -> int | None:
+        """When the oldest read that is under way in any process began (CLOCK_MONOTONIC), or None."""
+        first = _PROCESSES_AT + _OLDEST_READ_AT
+        places = range(first, first + PROCESSES_MAX * _PROCESS_BYTES, _PROCESS_BYTES)
+        began_ns = [_OLDEST_READ.unpack(self._read(at, _OLDEST_READ.size))[0] for at in places]
+        return min((ns for ns in began_ns if ns), default=None)
 
     def metrics(self, place: int) -> memoryview:
         """The counters of one process, for metrics.py."""
@@ -148,6 +167,39 @@ class Page:
             if crc == zlib.crc32(body) or not any(raw):
                 return body
         raise InvariantBroken(f"page record at {at} does not settle: two writers, or damaged memory")
+
+
+class Reads:
+    """What one process reads of shards just now, shown to the store: rows that died since stay for it.
+
+    `with reads.held():` before the first look at live bits. The store notes the time, then reads the page:
+    what had died by then, no later look sees alive.
+    """
+
+    def __init__(self, page: Page, place: int) -> None:
+        self._page, self._place = page, place
+        self._lock = threading.Lock()
+        self._began_ns: dict[object, int] = {}
+        self._shown_ns = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        read = object()
+        with self._lock:
+            self._began_ns[read] = time.monotonic_ns()
+            self._show()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._began_ns[read]
+                self._show()
+
+    def _show(self) -> None:
+        oldest_ns = next(iter(self._began_ns.values()), 0)  # a dict keeps the order in which they began
+        if oldest_ns != self._shown_ns:
+            self._shown_ns = oldest_ns
+            self._page.write_oldest_read(self._place, oldest_ns)
 
 
 class ShardPlaces:

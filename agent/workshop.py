@@ -16,6 +16,7 @@ from agent.build_jobs import Built, Job
 from agent.exact import Rows
 from agent.graphs import HASH_HEX, Graph, GraphSpec, Scalar, file_hash, open_graph, usable_scalar
 from agent.mapped import MappedFile
+from agent.page import Reads
 from agent.store.files import Files
 from agent.store.manifest import Segment
 from core.errors import Damaged, InvariantBroken
@@ -54,8 +55,9 @@ class _Kept:
 class Workshop:
     """Builds one graph after the other; keeps the last ones in memory to add to them."""
 
-    def __init__(self, log: Log, *, threads: int, files: Files | None = None) -> None:
+    def __init__(self, log: Log, reads: Reads, *, threads: int, files: Files | None = None) -> None:
         self._log = log
+        self._reads = reads
         self._threads = threads
         self._files = files or Files()
         self._kept: dict[tuple[int, int, int, str], _Kept] = {}
@@ -163,16 +165,20 @@ class Workshop:
                 raise Abandoned
             part = slots[at : at + ADD_ROWS]
             rows = source.rows.all.take(part, axis=0)
+            alive = source.are_live(part)  # a row that died meanwhile may have become a hole: zeros
+            part, rows = part[alive], rows[alive]
             graph.add(part, rows if mean is None else rows - mean, threads=self._threads)
             self._moved()
 
     def _measured(self, kept: _Kept, source: _Source, slots: I64, mean: F32 | None) -> canary.Measured | None:
         """Measure and remember; None if there is too little to measure."""
-        if len(slots) < canary.QUERIES:
-            return None
-        kept.measured = canary.measure(
-            kept.graph, source.rows, slots, mean, threads=self._threads, seed=len(slots)
-        )
+        with self._reads.held():  # what lives now stays readable, so that it counts rightly
+            slots = slots[source.are_live(slots)]
+            if len(slots) < canary.QUERIES:
+                return None
+            kept.measured = canary.measure(
+                kept.graph, source.rows, slots, mean, threads=self._threads, seed=len(slots)
+            )
         kept.measured_count = len(kept.graph)
         self._moved()
         return kept.measured
@@ -275,6 +281,11 @@ class _Source:
         both = self._live[first : (high + 7) >> 3] & self._has[first : (high + 7) >> 3]
         bits = np.unpackbits(both, bitorder="little")[low & 7 :][: high - low]
         return np.flatnonzero(bits) + low
+
+    def are_live(self, slots: I64) -> Bits:
+        """Which of the slots are live at this moment."""
+        live: Bits = (self._live[slots >> 3] >> (slots & 7).astype(np.uint8) & 1).view(np.bool_)
+        return live
 
     def largest(self, slots: I64) -> float:
         """The largest |x| of the rows, where it matters to the kind of graph."""

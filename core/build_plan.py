@@ -71,14 +71,28 @@ def next_build(
     return "merge" if above > rules.merge_share * base.count else "delta"
 
 
-SPAN_SLACK = 8_192
-SPAN_MAX = 2.0
-"""Slots that a shard may span for each that lives; then the oldest survivors move up, and space is freed."""
-SPAN_AIM = 1.5
+SPAN_SLACK = 512
+SMALL_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """How many slots a shard may take for each that lives. Over `most` its oldest survivors move up until
+    it takes `aim`, and the space below them is freed."""
+
+    most: float
+    aim: float
+
+
+SMALL_SPAN = Span(1.5, 1.35)
+SPAN = Span(1.9, 1.5)
+"""Moved rows are rows to build into graphs again, which is what costs; beside the few bytes of a small
+shard, though, its log and its graphs weigh more."""
 
 
 def slots_to_free(*, low: int, high: int, live: int) -> int:
     """How many of the lowest slots should be emptied, so that their space can be given back."""
-    if high - low <= SPAN_MAX * live + SPAN_SLACK:
+    span = SMALL_SPAN if live <= SMALL_ROWS else SPAN
+    if high - low <= span.most * live + SPAN_SLACK:
         return 0
-    return int(high - low - SPAN_AIM * live)
+    return int(high - low - span.aim * live)

@@ -24,7 +24,7 @@ from agent.front.tls import Certificates
 from agent.link import Client
 from agent.machine import front_count
 from agent.metrics import Metrics
-from agent.page import Page
+from agent.page import Page, Reads
 from core.config_values import host_port
 from core.errors import ShoalError
 from net.logs import Log, log_to
@@ -47,7 +47,7 @@ async def serve(spec: Spec, log: Log) -> None:
     metrics = Metrics(page.metrics(spec.place))
     keys = Keys(spec.config)
     link = Client(SOCKET)
-    serving = Serving(page, link, metrics, log)
+    serving = Serving(page, link, metrics, log, Reads(page, spec.place))
     handlers = Handlers(spec, page, link, serving, metrics)
     app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec), lambda: serving.settings)
     server = Server(app.handle, body_bytes_max=lambda: serving.settings.body_bytes_max)

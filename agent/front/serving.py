@@ -21,7 +21,7 @@ from agent.front.queries.source import LocalSource
 from agent.front.reader import ShardReader
 from agent.link import Client
 from agent.metrics import Metrics
-from agent.page import NodeFlag, Page, ShardFlag, ShardRecord
+from agent.page import NodeFlag, Page, Reads, ShardFlag, ShardRecord
 from core import cluster, cluster_answers
 from core.cluster import ClusterView, CollectionId
 from core.errors import Damaged, NotFound, ShoalError, Unavailable
@@ -91,8 +91,8 @@ class Shard:
 class Served:
     """One collection: its definition in the map, and its shards."""
 
-    def __init__(self, info: cluster.Collection, shards: tuple[Shard, ...]) -> None:
-        self.info, self.shards = info, shards
+    def __init__(self, info: cluster.Collection, shards: tuple[Shard, ...], reads: Reads) -> None:
+        self.info, self.shards, self._reads = info, shards, reads
         self.name = info.name
         self.vectors: Mapping[str, VectorSpec] = {
             name: VectorSpec(name, info.vectors[name], params) for name, params in info.params.vectors.items()
@@ -103,6 +103,7 @@ class Served:
     def look(self) -> Iterator[Look]:
         """A consistent look at each shard, released at the end."""
         with ExitStack() as stack:
+            stack.enter_context(self._reads.held())
             views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
             yield Look(self.name, self.vectors, [LocalSource(view) for view in views], self.text_indexes)
 
@@ -163,8 +164,9 @@ class Served:
 class Serving:
     """What this front serves now."""
 
-    def __init__(self, page: Page, link: Client, metrics: Metrics, log: Log) -> None:
+    def __init__(self, page: Page, link: Client, metrics: Metrics, log: Log, reads: Reads) -> None:
         self._page, self._link, self._metrics, self._log = page, link, metrics, log
+        self._reads = reads
         self._view: ClusterView | None = None
         self._by_name: dict[str, Served] = {}
         self._by_id: dict[CollectionId, Served] = {}
@@ -291,7 +293,7 @@ class Serving:
                     found = Shard(self._page, place, one.number, self._reader(folder, place))
                 found.reader.set_schema(info)
                 shards.append(found)
-            by_id[id_] = Served(info, tuple(shards))
+            by_id[id_] = Served(info, tuple(shards), self._reads)
         for key, shard in old.items():
             if key not in kept:
                 shard.reader.close()

@@ -97,6 +97,8 @@ class Applier:
         self.publisher = publisher
         self.schema = schema
         self.dead: list[DeadSlot] = []
+        self.died = 0
+        """How many slots did since the start."""
         self.damaged: list[str] = []
         """What was found damaged while it was copied."""
         self._new: list[I64] = []
@@ -177,6 +179,7 @@ class Applier:
         self.publisher.update(off=ShardFlag.PUBLISHING, applied=meta.applied, points=meta.count)
         now_s = time.monotonic()
         self.dead += [DeadSlot(slot, meta.applied, now_s) for slot in self._old]
+        self.died += len(self._old)
 
     def _edit_columns(self) -> None:
         """What searches know of edited payloads, changed in place. Without columns, too, the page counts the

@@ -42,9 +42,8 @@ COUNT_S = 1.0
 """Dead rows of a shard that is written to are counted no more often than this."""
 QUIET_S = 2.0
 """Without a write for this long a shard is quiet: also a short tail is folded then."""
-FREE_LOOK_S = 1.0
-FREE_EVERY_S = 12.0
-"""Of one shard: rows stay readable for 10 s after their death, and only then their space can go."""
+FREE_AGAIN_S = 0.5
+"""Where a read under way kept the rows from going."""
 FREE_ROWS = 1024
 """Moved in one go; writes wait that long."""
 FAILED_WAIT_S = 10.0
@@ -118,7 +117,7 @@ class Builds:
         self._save_s_per_byte = SAVE_S_PER_BYTE
         self._seen: dict[BuildShard, _Seen] = {}
         self._failed_until: dict[tuple[Path, int], float] = {}
-        self._freed_s: dict[Path, float] = {}
+        self._free_at_s: dict[Path, float] = {}
 
     def handlers(self) -> Mapping[str, Handler]:
         """For the link."""
@@ -131,15 +130,11 @@ class Builds:
 
     async def keep_house(self) -> None:
         """Flag the shards that are being built, and free the space of dead slots; runs until cancelled."""
-        loop = asyncio.get_running_loop()
-        free_at = loop.time()
         while True:
             await asyncio.sleep(LOOK_S)
             self.flag_shards()
-            if loop.time() >= free_at:
-                for shard in list(self._shards()):
-                    await self.free(shard)
-                free_at = loop.time() + FREE_LOOK_S
+            for shard in list(self._shards()):
+                await self.free(shard)
 
     def flag_shards(self) -> None:
         """`yellow` while something is built or due, `green` when not. What is only done because there is
@@ -201,7 +196,7 @@ class Builds:
             self._seen = {shard: self._seen[shard] for shard in shards if shard in self._seen}
             folders = {shard.folder for shard in shards}
             self._failed_until = {k: s for k, s in self._failed_until.items() if k[0] in folders}
-            self._freed_s = {folder: s for folder, s in self._freed_s.items() if folder in folders}
+            self._free_at_s = {folder: s for folder, s in self._free_at_s.items() if folder in folders}
 
     def _kinds(self, shard: BuildShard, seen: _Seen, quiet: bool) -> list[tuple[int, BuildKind]]:
         found = (
@@ -309,15 +304,16 @@ class Builds:
         record = shard.record
         count = slots_to_free(low=record.slot_low, high=record.slot_high, live=record.points)
         now_s = asyncio.get_running_loop().time()
-        due_s = self._freed_s.get(shard.folder, -FREE_EVERY_S) + FREE_EVERY_S
-        if not count or shard.damage is not None or now_s < due_s:
+        if not count or shard.damage is not None or now_s < self._free_at_s.get(shard.folder, 0.0):
             return
-        self._freed_s[shard.folder] = now_s
+        self._free_at_s[shard.folder] = now_s + FREE_AGAIN_S
         try:
             survivors = _live_slots(shard.folder, record.slot_low, record.slot_low + count)
             for at in range(0, len(survivors), FREE_ROWS):
                 await shard.relocate(survivors[at : at + FREE_ROWS].tolist())
             await shard.checkpoint()
+            if shard.record.slot_low > record.slot_low:
+                self._free_at_s.pop(shard.folder, None)
         except (Damaged, NoRoom, Unavailable, OSError) as problem:
             self._log.warning("store.slots_not_freed", folder=str(shard.folder), text=str(problem))
         except Exception as bug:  # noqa: BLE001 - one shard's trouble must not end the store

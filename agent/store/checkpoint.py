@@ -22,10 +22,6 @@ from agent.store.manifest import (
 from agent.store.recovery import IDS, crcs_name
 from core.hashing import KEY_BYTES
 
-DEAD_ROWS_MIN = 4_000
-PURGE_SOON_S = 2.0
-"""Still longer than nearly all searches; a slower one finds no payload for a point replaced since."""
-
 
 class Checkpoints:
     """Writes a shard's manifest. `prepare` may run beside writes; the others run in the apply stage."""
@@ -90,10 +86,10 @@ class Checkpoints:
         self.write(schema=schema.version, vectors=vectors, columns=columns)
 
     def _purgeable(self, *, everything: bool) -> tuple[list[DeadSlot], list[DeadSlot]]:
-        dead, live = len(self._applier.dead), self._contents.points.meta.count
-        # A point that is replaced all the time must not take many times its space.
-        wait_s = self._purge_after_s if dead <= max(DEAD_ROWS_MIN, live // 2) else PURGE_SOON_S
-        before_s = time.monotonic() - min(wait_s, self._purge_after_s)
+        now_s = time.monotonic()  # before the page is read: a read that begins later sees none of these alive
+        oldest_ns = self._applier.publisher.oldest_read_ns()
+        before_s = now_s if oldest_ns is None else min(now_s, oldest_ns / 1e9)
+        before_s = max(before_s, now_s - self._purge_after_s)
         purge = [dead for dead in self._applier.dead if everything or dead.died_s <= before_s]
         kept = [dead for dead in self._applier.dead if not everything and dead.died_s > before_s]
         return purge, kept
@@ -110,6 +106,7 @@ class Checkpoints:
             except BaseException:
                 points.rollback()
                 raise
+            points.give_back()
         self._applier.dead = kept
 
     def _checksums(self, *, clean: bool) -> dict[str, FileBlocks]:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 GROUP_BYTES_MAX = 16 << 20
 BATCH_BYTES_MAX = 8 << 20
 BATCH_ENTRIES_MAX = 64
-ROLL_BYTES_MIN = 1 << 20
+ROLL_BYTES_MIN = 512 << 10
 RETRY_S = 1.0
 """How soon a batch is tried again for which there was no room."""
 
@@ -134,28 +134,30 @@ class Pipeline:
             self._changed.clear()
             await self._changed.wait()
 
-    async def wait_for_bytes(self, count: int, deadline_s: float) -> None:
-        """Return when `bytes_written` has reached `count`, or at the deadline."""
+    async def wait_for(self, condition: Callable[[], bool], deadline_s: float) -> None:
+        """Return when the condition holds after something was logged or applied, or at the deadline."""
         try:
             async with asyncio.timeout_at(deadline_s):
-                while self.bytes_written < count:
+                while not condition():
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             return
 
+    async def roll_log(self) -> None:
+        """Go on in a new file, if this one is worth it, so that the checkpoint that begins now can let go
+        of all that was logged before it. Raises NoRoom, Unavailable."""
+        async with self._logging:
+            if self._writer.broken is None and self._writer.file_bytes >= ROLL_BYTES_MIN:
+                await self._run(self._writer.roll)
+
     async def cut_log(self, through_seq: int) -> None:
         """Let go of log files that a checkpoint has made superfluous."""
         async with self._logging:
             if self._writer.broken is None:
-                await self._run(self._cut, through_seq)
+                await self._run(self._writer.cut, through_seq)
         if self._replica.log.base.seq < through_seq <= self._replica.log.last.seq:
             self._replica.log.cut(through_seq)
-
-    def _cut(self, through_seq: int) -> None:
-        if self._writer.file_bytes >= ROLL_BYTES_MIN:  # what is in it can go at the next checkpoint
-            self._writer.roll()
-        self._writer.cut(through_seq)
 
     def keep_identity(self, identity: Identity) -> None:
         write_identity(self._writer.folder, identity, self._writer.files)

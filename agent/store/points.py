@@ -38,6 +38,11 @@ I64 = npt.NDArray[np.int64]
 _BUSY_WAIT_MS = 5_000
 _CHECKPOINT_WAIT_MS = 50
 _CACHE_KB = 16 << 10
+_SPARE_PAGES_MIN = 64
+_SPARE_PART = 16
+"""Free pages that stay, as a part of all: they are used again soon."""
+_VACUUM_PAGES_MAX = 2_048
+"""Moved at once; writes wait for it."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ids (id BLOB PRIMARY KEY, slot INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
@@ -83,6 +88,7 @@ class PointsDb:
 
     def _prepare(self) -> None:
         self.db.execute(f"PRAGMA busy_timeout = {_BUSY_WAIT_MS}")
+        self.db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
         # A checkpoint fsyncs; on the path of a commit that would be felt by every writer.
@@ -180,6 +186,17 @@ class PointsDb:
         """Remove rows of dead slots for good."""
         self.db.executemany("DELETE FROM rows WHERE slot = ?", [(slot,) for slot in slots])
 
+    def give_back(self) -> None:
+        """Shorten the file if much of it is free: pages at its end move there. Outside a transaction."""
+        (free,) = self.db.execute("PRAGMA freelist_count").fetchone()
+        (pages,) = self.db.execute("PRAGMA page_count").fetchone()
+        spare = max(_SPARE_PAGES_MIN, pages // _SPARE_PART)
+        if free > 2 * spare:
+            pages = min(free - spare, _VACUUM_PAGES_MAX)
+            with self._files.commit(self.path):
+                # It steps once for each page, which `execute` does not do to the end.
+                self.db.executescript(f"PRAGMA incremental_vacuum({pages})")
+
     def _write_rows(self, rows: Sequence[NewRow]) -> None:
         self.db.executemany(_INSERT_ROW, [(*row, row_crc(*row)) for row in rows])
 
@@ -209,6 +226,13 @@ class PointsDb:
             ]
         except msgspec.DecodeError as error:
             raise Damaged(f"{self.path}: a remembered request is unreadable ({error})") from None
+
+    def wal_bytes(self) -> int:
+        """How long the WAL is: a payload edited here and there takes a page of it each time."""
+        try:
+            return self._wal_path.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     # -- durability -------------------------------------------------------------------------------------
 

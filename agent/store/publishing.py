@@ -28,6 +28,10 @@ class Publisher:
     def set_flags(self, on: int = 0, off: int = 0) -> None:
         self.update(on=on, off=off)
 
+    def oldest_read_ns(self) -> int | None:
+        """When the oldest read that is under way, of any process, began."""
+        return self._page.oldest_read_ns()
+
     def begin_edit(self) -> None:
         """Columns of published slots are about to change; what they say is void until `end_edit`."""
         if self.record.edits % 2 == 0:

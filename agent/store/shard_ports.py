@@ -24,12 +24,12 @@ class ShardSettings(msgspec.Struct, frozen=True):
     """Let the tail grow: searches get slower until the builder has caught up."""
     queue_bytes_max: int = 64 << 20
     queue_entries_max: int = 4_096
-    checkpoint_bytes_min: int = 2 << 20
+    checkpoint_bytes_min: int = 1 << 20
     checkpoint_bytes_max: int = 256 << 20
-    """A checkpoint is due after a quarter of the shard's size in log, within these."""
+    """A checkpoint is due after a part of the shard's size in log or in dead rows, within these."""
     checkpoint_every_s: float = 60.0
     purge_after_s: float = 10.0
-    """How long a dead row stays readable: longer than any search takes. Less if there are very many."""
+    """How long a read that began before a row died can keep it; a slower one must begin again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import TypeVar
 
 from agent.store.apply import Applier
@@ -22,6 +23,11 @@ from net.logs import Log
 
 T = TypeVar("T")
 CHECKPOINT_AGAIN_S = 5.0
+CHECKPOINT_PART = 8
+"""A checkpoint is due after this part of the shard's size in log, or in rows that died."""
+QUIET_BYTES = 512 << 10
+QUIET_S = 2.0
+"""It is also due when nothing has happened for so long, if there are so many bytes to be given back."""
 UNAPPLIED_WAIT_S = 0.05
 """How soon it is looked again whether a checkpoint can be made, while what is logged waits to be applied."""
 SCRUB_REST_S = 0.05
@@ -52,7 +58,10 @@ class Upkeep:
         self._log = log
         self._give_up = give_up
         self._bytes = 0
-        """How much had been logged at the last checkpoint."""
+        self._died = 0
+        self._wal_bytes = 0
+        """How much had been logged, how many rows had died, how long points.db's WAL was, at the last
+        checkpoint."""
         self.manifest_lock = asyncio.Lock()
         self.checkpoints = 0
         self.checkpoint_took_s = 0.0
@@ -64,8 +73,10 @@ class Upkeep:
         """
         async with self.manifest_lock:
             began_s = time.monotonic()
-            written = self._pipeline.bytes_written
+            written, died = self._pipeline.bytes_written, self._applier.died
             try:
+                with suppress(NoRoom):  # then the log keeps what it has, and the rest gets room
+                    await self._pipeline.roll_log()
                 await self._run(self._manifests.prepare)
                 oldest = self._replica.recent.oldest_seq
                 async with self._pipeline.applying:
@@ -75,20 +86,15 @@ class Upkeep:
                 if not isinstance(found, NoRoom):
                     self._give_up(found)  # an fsync that failed must never be repeated over the same data
                 raise found from error
-            self._bytes = written
+            self._bytes, self._died, self._wal_bytes = written, died, self._applier.points.wal_bytes()
             await self._pipeline.cut_log(self._manifests.manifest.checkpoint)
             self.checkpoints += 1
             self.checkpoint_took_s = time.monotonic() - began_s
 
     async def keep_house(self) -> None:
-        """Checkpoints when they are due: by the log's size, or by time if there is anything to do."""
-        loop = asyncio.get_running_loop()
-        last_s = loop.time()
+        """Checkpoints when they are due, if there is anything to do."""
         while True:
-            await self._pipeline.wait_for_bytes(
-                self._bytes + self._checkpoint_bytes(), last_s + self._settings.checkpoint_every_s
-            )
-            last_s = loop.time()
+            await self._until_due()
             if self._applier.dead or self._replica.applied_seq > self._manifests.manifest.checkpoint:
                 try:
                     await self.checkpoint()
@@ -100,12 +106,34 @@ class Upkeep:
             else:  # due by what is logged, and none of it is applied yet: let that happen
                 await asyncio.sleep(UNAPPLIED_WAIT_S)
 
-    def _checkpoint_bytes(self) -> int:
-        """A quarter of what the shard holds, within the bounds."""
-        vectors = self._applier.schema.vectors.values()
-        row_bytes = _PAYLOAD_BYTES + sum(4 * vector.dim for vector in vectors)
-        wanted = self._applier.points.meta.count * row_bytes // 4
-        return min(max(wanted, self._settings.checkpoint_bytes_min), self._settings.checkpoint_bytes_max)
+    async def _until_due(self) -> None:
+        """Return when a checkpoint is due: by size, in a quiet moment, or by time."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._settings.checkpoint_every_s
+        while not self._is_large() and loop.time() < end_s:
+            applied, worth_it = self._replica.applied_seq, self._is_worth_it()
+            if not worth_it:
+                await self._pipeline.wait_for(lambda: self._is_large() or self._is_worth_it(), end_s)
+                continue
+            await self._pipeline.wait_for(self._is_large, min(end_s, loop.time() + QUIET_S))
+            if self._replica.applied_seq == applied:
+                return
+
+    def _is_large(self) -> bool:
+        written = self._pipeline.bytes_written - self._bytes
+        died_bytes = (self._applier.died - self._died) * self._row_bytes()
+        wanted = self._applier.points.meta.count * self._row_bytes() // CHECKPOINT_PART
+        bound = min(max(wanted, self._settings.checkpoint_bytes_min), self._settings.checkpoint_bytes_max)
+        wal_bytes = self._applier.points.wal_bytes() - self._wal_bytes
+        return max(written, died_bytes, wal_bytes) >= bound
+
+    def _is_worth_it(self) -> bool:
+        """What a long read kept from going the last time counts again."""
+        dead_bytes = len(self._applier.dead) * self._row_bytes()
+        return self._pipeline.bytes_written - self._bytes + dead_bytes >= QUIET_BYTES
+
+    def _row_bytes(self) -> int:
+        return _PAYLOAD_BYTES + sum(4 * vector.dim for vector in self._applier.schema.vectors.values())
 
     async def scrub(self) -> Scrub:
         """Read all that searches rely on, slowly. Raises Damaged."""

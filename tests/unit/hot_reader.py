@@ -10,20 +10,20 @@ from collections import Counter
 import numpy as np
 
 from agent.front.reader import ShardReader
-from agent.page import Page
+from agent.page import Page, Reads
 from core.filters import Filter, MatchValue
 from core.hashing import id_key
 from core.payload import parse_path
 
 
-def look_for(reader: ShardReader, hot: list[bytes], total: int, seconds: float) -> Counter[str]:
+def look_for(reader: ShardReader, reads: Reads, hot: list[bytes], total: int, seconds: float) -> Counter[str]:
     """Search until the time is over, and count what was wrong."""
     seen: Counter[str] = Counter()
     query = np.ones((1, 8), np.float32) / np.float32(np.sqrt(8))
     is_hot = Filter(must=(MatchValue(parse_path("hot"), True),))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with reader.view() as look:
+        with reads.held(), reader.view() as look:
             seen["looks"] += 1
             seen["unclean"] += not look.clean
             [(slots, scores)] = look.nearest(0, query, limit=len(hot), ef=None, exact=False, where=None)
@@ -39,9 +39,10 @@ def look_for(reader: ShardReader, hot: list[bytes], total: int, seconds: float) 
 
 
 def main() -> None:
-    folder, page_fd, hot, total, seconds = sys.argv[1:]
-    reader = ShardReader(folder, Page(int(page_fd)), 0)
-    seen = look_for(reader, [bytes(id_key(n)) for n in range(int(hot))], int(total), float(seconds))
+    folder, page_fd, place, hot, total, seconds = sys.argv[1:]
+    page = Page(int(page_fd))
+    reader, reads = ShardReader(folder, page, 0), Reads(page, int(place))
+    seen = look_for(reader, reads, [bytes(id_key(n)) for n in range(int(hot))], int(total), float(seconds))
     sys.stdout.write(json.dumps(seen))
 
 

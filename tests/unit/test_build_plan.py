@@ -51,7 +51,9 @@ def test_what_is_due_follows_from_the_counts(state: GraphState, kind: BuildKind 
     assert next_build(state, 3.7e-9) == kind
 
 
-def test_a_shard_may_span_twice_its_live_slots_and_some() -> None:
-    assert slots_to_free(low=1_000, high=29_000, live=10_000) == 0
-    assert slots_to_free(low=1_000, high=30_000, live=10_000) == 14_000
-    assert slots_to_free(low=0, high=8_192, live=0) == 0
+def test_a_small_shard_may_span_half_as_much_again_as_its_live_slots_and_a_large_one_more() -> None:
+    assert slots_to_free(low=1_000, high=16_512, live=10_000) == 0
+    assert slots_to_free(low=1_000, high=16_513, live=10_000) == 2_013
+    assert slots_to_free(low=0, high=512, live=0) == 0
+    assert slots_to_free(low=0, high=190_512, live=100_000) == 0
+    assert slots_to_free(low=0, high=190_513, live=100_000) == 40_513

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
-from agent.page import SHARDS_MAX, NodeRecord, Page, ShardFlag, ShardPlaces, ShardRecord
+from agent.page import FIRST_FRONT, SHARDS_MAX, NodeRecord, Page, Reads, ShardFlag, ShardPlaces, ShardRecord
 from agent.store.publishing import Publisher
 from core.errors import NoRoom
 
@@ -31,6 +32,26 @@ def test_a_record_reads_back_as_written() -> None:
     page.write_node(NodeRecord(epoch=3, settings=2, flags=1, shards=8))
     assert Page(page.fd).shard(7) == record
     assert Page(page.fd).node() == NodeRecord(3, 2, 1, 8)
+
+
+def test_the_oldest_read_of_all_processes_is_shown() -> None:
+    page = Page.make()
+    first, second = Reads(page, FIRST_FRONT), Reads(page, FIRST_FRONT + 1)
+    assert page.oldest_read_ns() is None
+    with ExitStack() as older:
+        older.enter_context(first.held())
+        began_ns = page.oldest_read_ns()
+        with first.held(), second.held():
+            assert Page(page.fd).oldest_read_ns() == began_ns
+            page.tick(FIRST_FRONT)
+            older.close()
+            later_ns = page.oldest_read_ns()
+            assert later_ns is not None
+            assert later_ns > (began_ns or later_ns)
+            page.forget_process(FIRST_FRONT)  # it was killed
+            assert (page.oldest_read_ns() or 0) > later_ns
+    assert page.oldest_read_ns() is None
+    assert page.process(FIRST_FRONT).pid == 0
 
 
 def test_what_was_never_written_reads_as_zero() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.page import FIRST_FRONT
 from tests.unit.read_shards import F32, schema, written_shard
 
 HOT, OTHERS, DIM = 4, 3000, 8
@@ -22,11 +23,12 @@ def hot_rows(rng: np.random.Generator) -> F32:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-async def searching(folder: Path, page_fd: int, seconds: float) -> dict[str, int]:
+async def searching(folder: Path, page_fd: int, place: int, seconds: float) -> dict[str, int]:
     """Run a reader process to its end."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.unit.hot_reader", str(folder), str(page_fd), str(HOT), str(HOT + OTHERS),
-        str(seconds), stdout=asyncio.subprocess.PIPE, pass_fds=[page_fd], cwd=Path(__file__).parents[2],
+        sys.executable, "-m", "tests.unit.hot_reader", str(folder), str(page_fd), str(place), str(HOT),
+        str(HOT + OTHERS), str(seconds), stdout=asyncio.subprocess.PIPE, pass_fds=[page_fd],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     out, _ = await process.communicate()
     assert process.returncode == 0
@@ -48,11 +50,15 @@ async def test_a_point_that_is_replaced_all_the_time_is_found_by_every_search(
     async with written_shard(tmp_path / "1-0", schema(dim=DIM, columns={"hot": "bool"})) as shard:
         await shard.upsert(range(HOT, HOT + OTHERS), others, [{"hot": False}] * OTHERS)
         await shard.upsert(range(HOT), hot_rows(rng), [{"hot": True}] * HOT)
-        readers = asyncio.gather(*(searching(shard.folder, shard.page.fd, seconds) for _ in range(2)))
+        readers = asyncio.gather(
+            *(searching(shard.folder, shard.page.fd, FIRST_FRONT + n, seconds) for n in range(2))
+        )
         replaced = 0
         while not readers.done():
             await shard.upsert(range(HOT), hot_rows(rng), [{"hot": True}] * HOT)
             replaced += 1
+            if replaced % 8 == 0:  # lets go of all that no reader can still see
+                await shard.shard.checkpoint()
         for seen in await readers:
             wrong = {what: n for what, n in seen.items() if n and any(w in what for w in WRONG)}
             assert not wrong, f"{wrong} of {seen}"

@@ -14,7 +14,7 @@ import pytest
 from agent.front.serving import Serving
 from agent.link import Answer, Client, Header, Server
 from agent.metrics import Metrics
-from agent.page import NodeFlag, NodeRecord, Page, ShardFlag, ShardPlaces, ShardRecord
+from agent.page import NodeFlag, NodeRecord, Page, Reads, ShardFlag, ShardPlaces, ShardRecord
 from agent.store.schemas import shard_schema
 from agent.store.shard import Shard, ShardPorts
 from core.api.config import CollectionParams, Distance, VectorParams
@@ -46,7 +46,7 @@ async def serving(folder: Path, page: Page) -> AsyncIterator[Serving]:
     server = Server({"view.get": view}, LOG)
     await server.start(str(folder / "s"))
     link = Client(str(folder / "s"))
-    front = Serving(page, link, Metrics(page.metrics(3)), LOG)
+    front = Serving(page, link, Metrics(page.metrics(3)), LOG, Reads(page, 3))
     try:
         yield front
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from agent.mapped import MappedFile
-from agent.page import ShardFlag
+from agent.page import FIRST_FRONT, Reads, ShardFlag
 from agent.store.manifest import ColumnParams, Segment, ShardSchema, read_manifest
 from core.errors import BadRequest, DeadlineExceeded, Overloaded, TooLarge, Unavailable, Unprocessable
 from core.hashing import id_key
@@ -350,15 +350,37 @@ async def test_a_checkpoint_cuts_the_log_and_purges_rows_of_dead_slots(folder: P
 
 async def test_rows_of_dead_slots_stay_for_searches_under_way(folder: Path) -> None:
     bench = Bench(folder, purge_after_s=3600)
+    front, other = Reads(bench.page, FIRST_FRONT), Reads(bench.page, FIRST_FRONT + 1)
     async with bench.shard() as shard:
         await write(shard, upsert([1], 1))
-        await write(shard, upsert([1], 2))
-        await shard.checkpoint()
-        assert shard.statistics().dead_rows == 1
-        assert bench.record.slot_low == 0
+        with other.held():
+            with front.held():
+                await write(shard, upsert([1], 2))
+                with front.held():
+                    await shard.checkpoint()
+                assert (shard.statistics().dead_rows, bench.record.slot_low) == (1, 0)
+            await shard.checkpoint()
+            assert (shard.statistics().dead_rows, bench.record.slot_low) == (1, 0)
+        with front.held():  # began when the first row had died
+            await shard.checkpoint()
+            assert (shard.statistics().dead_rows, bench.record.slot_low) == (0, 1)
+            await write(shard, upsert([1], 3))
+            await shard.checkpoint()
+            assert shard.statistics().dead_rows == 1
     async with bench.shard() as shard:  # no search outlives the process
         await shard.checkpoint()
-        assert bench.record.slot_low == 1
+        assert bench.record.slot_low == 2
+    bench.close()
+
+
+async def test_a_row_is_let_go_at_last_though_an_older_read_does_not_end(folder: Path) -> None:
+    bench = Bench(folder, purge_after_s=0.0)
+    async with bench.shard() as shard:
+        with Reads(bench.page, FIRST_FRONT).held():
+            await write(shard, upsert([1], 1))
+            await write(shard, upsert([1], 2))
+            await shard.checkpoint()
+            assert shard.statistics().dead_rows == 0
     bench.close()
 
 
