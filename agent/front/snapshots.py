@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -30,6 +32,7 @@ PATIENCE_S = 3600.0
 """How long a call may take that says no timeout: as long as a large collection is copied."""
 STALLED_S = 60.0
 _CHUNK_BYTES = 256 << 10
+_COMING = ".coming"
 _PRIORITIES = ("no_sync", "snapshot", "replica")
 _ACCEPTED = b'{"status":"accepted","time":0.0}'
 
@@ -40,6 +43,7 @@ class Snapshots:
     def __init__(self, page: Page, link: Client, serving: Serving) -> None:
         self._page, self._link, self._serving = page, link, serving
         self._uploads = 0
+        _remove_orphans(Path(UPLOADS))
 
     def routes(self) -> list[Route]:
         of_shard = "/collections/*/shards/*"
@@ -124,30 +128,37 @@ class Snapshots:
     async def upload(self, depth: int, request: Request) -> Reply:
         one_of("priority", request.query.get("priority", "replica"), _PRIORITIES)
         wait = flag(request.query, "wait", True)
-        name = f"{secrets.token_hex(16)}.part"
+        name = secrets.token_hex(16)
+        coming, whole = f"{UPLOADS}/{name}{_COMING}", f"{name}.part"
         if self._uploads >= UPLOADS_MAX:
             raise Overloaded(f"{UPLOADS_MAX} snapshots are being uploaded already; try again later")
         self._uploads += 1
         try:
-            await self._receive(request, f"{UPLOADS}/{name}")
+            await self._receive(request, coming, f"{UPLOADS}/{whole}")
         except BaseException:
-            _remove(f"{UPLOADS}/{name}")
+            _remove(coming)
+            _remove(f"{UPLOADS}/{whole}")
             raise
         finally:
             self._uploads -= 1
         # From here on the file is the store's, which removes it.
-        header = {"name": name, "checksum": request.query.get("checksum"), "wait": wait}
+        header = {"name": whole, "checksum": request.query.get("checksum"), "wait": wait}
         return await self._call("snapshot.upload", depth, request, header)
 
-    async def _receive(self, request: Request, path: str) -> None:
-        """The first file of a multipart body into a new file. Raises BadRequest, NoRoom, DeadlineExceeded."""
+    async def _receive(self, request: Request, coming: str, whole: str) -> None:
+        """The first file of a multipart body into a new file, which has the name `whole` once it is.
+
+        Raises BadRequest, NoRoom, DeadlineExceeded.
+        """
         http = request.stream
         assert isinstance(http, web.BaseRequest)
         try:
             part = await _first_file(http)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(coming, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
+                fcntl.flock(fd, fcntl.LOCK_EX)  # as long as this process lives: see _remove_orphans
                 await self._copy(part, fd)
+                os.rename(coming, whole)
             finally:
                 os.close(fd)
         except TimeoutError:
@@ -226,6 +237,22 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _remove_orphans(folder: Path) -> None:
+    """What fronts were receiving when they died: nobody holds its lock any more."""
+    for path in folder.glob(f"*{_COMING}"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # done, or removed by another front that starts
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(str(path))
+        except BlockingIOError:
+            continue  # another front is still at it
+        finally:
+            os.close(fd)
 
 
 def _remove(path: str) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import random
+import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.running.agent import RunningAgent
@@ -253,3 +259,59 @@ def test_unknown_collections_and_shards_say_so(rest: Rest, collection_name: str)
     make_collection(rest, collection_name, shards=1)
     assert rest.post(f"/collections/{collection_name}/shards/7/snapshots").status == 404
     assert rest.post(f"/collections/{collection_name}/shards/x/snapshots").status == 400
+
+
+def test_what_a_front_was_receiving_goes_with_it(
+    new_agent: Callable[..., RunningAgent], collection_name: str
+) -> None:
+    """And what another front receives meanwhile stays."""
+    agent = new_agent(agent={"fronts": 2}).start()
+    make_collection(agent.rest(), collection_name, shards=1)
+    folder = agent.data_dir / "uploads"
+    with ExitStack() as stack:
+        for _ in range(UPLOADS_TRIED):
+            stack.enter_context(_half_an_upload(agent, collection_name))
+        wait_until(lambda: len(_sizes(folder)) >= 5, within_s=10)  # a front takes four
+        holders = {_holder(path): path for path in folder.iterdir()}
+        fronts = _pids(agent)
+        assert set(holders) == fronts, "each front receives some of them"
+        victim = min(fronts)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(agent.role("front")) == 2 and victim not in _pids(agent), within_s=10)
+        wait_until(lambda: victim not in {_holder(path) for path in folder.iterdir()}, within_s=10)
+        wait_until(lambda: {_holder(path) for path in folder.iterdir()} == fronts - {victim}, within_s=10)
+
+
+UPLOADS_TRIED = 16
+"""The kernel chooses the front of each."""
+
+
+@contextmanager
+def _half_an_upload(agent: RunningAgent, collection: str) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", agent.port), 5) as sock:
+        sock.sendall(
+            f"POST /collections/{collection}/snapshots/upload HTTP/1.1\r\nHost: x\r\n"
+            "Content-Length: 9000000\r\nContent-Type: multipart/form-data; boundary=b7f3\r\n\r\n"
+            '--b7f3\r\nContent-Disposition: form-data; name="snapshot"; filename="x"\r\n\r\n'.encode()
+            + b"x" * 2_000_000
+        )
+        yield sock
+
+
+def _sizes(folder: Path) -> list[int]:
+    return [size for path in folder.iterdir() if (size := path.stat().st_size)]
+
+
+def _pids(agent: RunningAgent) -> set[int]:
+    return {process.pid for process in agent.role("front")}
+
+
+def _holder(path: Path) -> int | None:
+    """The process that has the file open."""
+    for process in psutil.process_iter():
+        try:
+            if str(path) in {file.path for file in process.open_files()}:
+                return process.pid
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return None
