@@ -166,7 +166,8 @@ class OfferSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Replace contents and log by the snapshot that ends here, atomically, before any effect that follows."""
+    """Replace contents and log by the snapshot that ends here, atomically, before any effect that follows;
+    then call `installed`. What was still to be persisted or applied is void."""
 
     position: Position
 

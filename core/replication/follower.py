@@ -49,10 +49,12 @@ class Follower:
     def on_persisted(self) -> list[Effect]:
         return [*self._commit(), self._answer()]
 
-    def on_installed(self, seq: int) -> list[Effect]:
+    def on_install(self, seq: int) -> None:
         """A snapshot of this term: it ends with what was committed, so the primary's log has it."""
         self._matched = max(self._matched, seq)
-        return [self._answer()]
+
+    def on_installed(self) -> list[Effect]:
+        return [*self._commit(), self._answer()]
 
     def on_withdrawn(self) -> None:
         self._matched = min(self._matched, self._local.log.last.seq)

@@ -24,12 +24,16 @@ class LocalLog:
         self.committed = applied
         self.applied_seq = applied
         self.persisted_seq = log.last.seq
-        self.generation = 0
-        """How often something was cut off the end, or all was replaced, since the start."""
+        self._cuts: list[int] = []  # after which seq, each time that something was cut off the end
         self.time_us = time_us
         self.now_s = 0.0
         """The time of the last call that told it; only ever compared with itself."""
         self._handed_out = applied
+
+    @property
+    def generation(self) -> int:
+        """How often something was cut off the end, or all was replaced, since the start."""
+        return len(self._cuts)
 
     def remember(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -69,9 +73,11 @@ class LocalLog:
         self._forget(after_seq)
 
     def persisted(self, upto: int, generation: int | None) -> bool:
-        """False if it tells of a log that was cut off since."""
-        if generation is not None and generation != self.generation:
-            return False
+        """False if it tells nothing new, since that was cut off meanwhile."""
+        if generation is not None and generation < self.generation:
+            upto = min(upto, *self._cuts[generation:])
+            if upto <= self.persisted_seq:
+                return False
         if upto > self.log.last.seq:
             raise InvariantBroken(f"seq {upto} is said to be on disk, the log ends at {self.log.last.seq}")
         self.persisted_seq = max(self.persisted_seq, upto)
@@ -103,16 +109,20 @@ class LocalLog:
 
     def wants(self, position: Position) -> bool:
         """Whether a snapshot of what is committed up to here has more than this replica."""
-        return position.seq > self.applied_seq and not self.log.matches(position)
+        return position.seq > self.committed and not self.log.matches(position)
 
     def install(self, position: Position, recent: RecentRequests, time_us: int) -> Install:
         """Begin anew from a snapshot that has more."""
         self.log = Log(position)
         self.recent = recent
-        self.generation += 1
+        self._cuts.append(0)
         self.time_us = max(self.time_us, time_us)
-        self.committed = self.applied_seq = self.persisted_seq = self._handed_out = position.seq
+        self.committed = self.persisted_seq = self._handed_out = position.seq
         return Install(position)
+
+    def installed(self, seq: int) -> None:
+        """Only now do the contents have it."""
+        self.applied_seq = max(self.applied_seq, seq)
 
     def _has(self, position: Position) -> bool:
         # What was cut away was committed, so everybody's log has the same there.
@@ -129,7 +139,7 @@ class LocalLog:
             raise InvariantBroken(f"seq {self.committed} is committed, the log cannot end at {after_seq}")
         self.log.truncate(after_seq)
         self.recent.truncate(after_seq)
-        self.generation += 1
+        self._cuts.append(after_seq)
 
 
 def _remembered(entry: Entry) -> Remembered:

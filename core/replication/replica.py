@@ -415,12 +415,19 @@ class Replica:
         """A whole, checked snapshot is there. Nothing happens if this replica has more, or a newer term."""
         if not self.wants_snapshot(term, position):
             return []
-        effects = [*self._promise(term), self._local.install(position, recent, time_us)]
+        if isinstance(self._role, Primary) and term == self.term:
+            raise InvariantBroken(f"{self.me} leads term {term} and lacks {position}, which is committed")
+        effects: list[Effect] = [*self._promise(term)]
+        if isinstance(self._role, Follower):
+            self._role.on_install(position.seq)
+        return [*effects, self._local.install(position, recent, time_us)]
+
+    def installed(self, position: Position) -> list[Effect]:
+        """Log and contents on disk are the snapshot's, and what has followed it."""
+        self._local.installed(position.seq)
         match self._role:
             case Follower() as role:
-                effects += role.on_installed(position.seq)
+                return role.on_installed()
             case CatchingUp() as role:
-                effects += role.begin()
-            case Primary():
-                raise InvariantBroken(f"{self.me} leads term {term} and lacks {position}, which is committed")
-        return effects
+                return role.begin()
+        return []
