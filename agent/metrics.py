@@ -40,7 +40,7 @@ def key_of(name: str, labels: Mapping[str, str]) -> str:
 
 
 class Counter:
-    """A number that only grows; `set` is for gauges."""
+    """A number that only grows; `set` is for gauges, and for what is counted elsewhere."""
 
     __slots__ = ("_at", "_part", "_value")
 

@@ -25,6 +25,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Requests
     body_bytes_max: Annotated[int, Meta(ge=1 << 10, le=GIB)] = 32 * MIB
     requests_max: Annotated[int, Meta(ge=16, le=65_536)] = 1_024  # under way at once, in one front
+    client_connections_max: Annotated[int, Meta(ge=16, le=65_536)] = 2_048  # of one address, at one front
     timeout_s: Annotated[float, Meta(ge=0.1, le=3_600)] = 60.0  # of a request that says none
 
     # What one request may ask for

@@ -50,8 +50,7 @@ async def serve(spec: Spec, log: Log) -> None:
     serving = Serving(page, link, metrics, log, Reads(page, spec.place))
     handlers = Handlers(spec, page, link, serving, metrics)
     app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec), lambda: serving.settings)
-    server = Server(app.handle, body_bytes_max=lambda: serving.settings.body_bytes_max)
-    handlers.connections = server
+    server = Server(app.handle, metrics, lambda: serving.settings)
     certificates = Certificates(spec.config.tls) if spec.config.tls is not None else None
     tls = certificates.context if certificates is not None else None
     listener = await loop.create_server(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from agent.child import Spec
 from agent.front.cluster import Cluster
 from agent.front.collections import Collections
-from agent.front.connections import Server
 from agent.front.node import Node
 from agent.front.points import Points
 from agent.front.routes import Route
@@ -23,10 +22,9 @@ class Handlers:
     """Makes the handlers, which share the map, the link and the metrics of this front."""
 
     def __init__(self, spec: Spec, page: Page, link: Client, serving: Serving, metrics: Metrics) -> None:
-        self.connections: Server | None = None
         self._search = Search(serving, metrics, fronts=front_count(spec.config.agent.fronts))
         self._all = (
-            Node(page, serving, self._connection_gauges),
+            Node(page, serving),
             Cluster(serving, spec.node.id, "https" if spec.config.tls is not None else "http"),
             Collections(link, serving),
             Points(link, serving, metrics),
@@ -40,13 +38,3 @@ class Handlers:
 
     def close(self) -> None:
         self._search.close()
-
-    def _connection_gauges(self) -> dict[str, float]:
-        server = self.connections
-        if server is None:
-            return {}
-        return {
-            "shoal_front_connections": float(server.open_connections),
-            "shoal_front_connections_refused_total": float(server.refused),
-            "shoal_front_connections_timed_out_total": float(server.timed_out),
-        }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -32,6 +31,9 @@ _HELPS = {
     "shoal_log_queue_bytes": "Their size",
     "shoal_write_delay_seconds": "How long acknowledgements are held back, as the tails are too long",
     "shoal_dead_rows": "Rows of replaced and deleted points that wait for a checkpoint",
+    "shoal_connections": "Open connections of clients, of all fronts",
+    "shoal_connections_refused_total": "Connections closed at once: too many in all, or of one client",
+    "shoal_connections_timed_out_total": "Connections closed because the head of a request did not come",
     "shoal_disk_free_bytes": "Free bytes of the data folder's file system",
 }
 
@@ -39,8 +41,8 @@ _HELPS = {
 class Node:
     """Health, metrics and telemetry of this node."""
 
-    def __init__(self, page: Page, serving: Serving, connections: Callable[[], Mapping[str, float]]) -> None:
-        self._page, self._serving, self._connections = page, serving, connections
+    def __init__(self, page: Page, serving: Serving) -> None:
+        self._page, self._serving = page, serving
         self._started = time.time()
         self._description: bytes | None = None
 
@@ -111,7 +113,7 @@ class Node:
         return Reply(b"true")
 
     def _gauges(self) -> dict[str, float]:
-        """What is measured at the scrape: shards, processes, disk, connections."""
+        """What is measured at the scrape: shards, processes, disk."""
         node = self._page.node()
         found: dict[str, float] = {
             "shoal_map_epoch": node.epoch,
@@ -135,7 +137,7 @@ class Node:
                     found[key_of(f"shoal_shard_{name}", labels)] = float(value)
         for name, resident in self._processes():
             found[key_of("shoal_process_resident_bytes", {"process": name})] = resident
-        return found | dict(self._connections())
+        return found
 
     def _processes(self) -> list[tuple[str, int]]:
         names = {MAIN: "main", STORE: "store", BUILDER: "builder"}

@@ -298,11 +298,12 @@ class Store:
             ("shoal_log_queue_bytes", sum(s.queue_bytes for s in found)),
             ("shoal_write_delay_seconds", max((s.delay_s for s in found), default=0.0)),
             ("shoal_dead_rows", sum(s.dead_rows for s in found)),
-            ("shoal_log_entries", sum(s.entries for s in found)),
-            ("shoal_log_groups", sum(s.groups for s in found)),
-            ("shoal_checkpoints", sum(s.checkpoints for s in found)),
+            ("shoal_log_entries_total", sum(s.entries for s in found)),
+            ("shoal_log_groups_total", sum(s.groups for s in found)),
+            ("shoal_checkpoints_total", sum(s.checkpoints for s in found)),
         ):
-            self._metrics.gauge(name).set(value)
+            sample = self._metrics.counter if name.endswith("_total") else self._metrics.gauge
+            sample(name).set(value)
 
     async def _want_builder(self, builds: Builds) -> None:
         """Tell `main` whether the builder is needed; it ends by itself when it is not."""

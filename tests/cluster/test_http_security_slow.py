@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import statistics
 import time
@@ -118,6 +119,41 @@ def test_silent_connections_are_closed_by_the_agent(searched: tuple[RunningAgent
             return not open_still
 
         wait_until(all_closed, 100, "the agent to close slow connections")
+
+
+def test_one_client_cannot_take_all_connections(new_agent: Callable[..., RunningAgent]) -> None:
+    agent = new_agent(agent={"fronts": 1}).start()
+    most = 16
+    patch = {"values": {"client_connections_max": most}}
+    assert agent.rest().patch("/shoal/v1/settings", patch).status == 200
+    with ExitStack() as stack:
+        mine = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", agent.port), 5))
+            for _ in range(most + 5)
+        ]
+        other = stack.enter_context(
+            socket.create_connection(("127.0.0.1", agent.port), 5, source_address=("127.0.0.2", 0))
+        )
+        assert _is_answered(other)
+        answered = [_is_answered(sock) for sock in mine]
+        assert most - 1 <= answered.count(True) <= most  # the one that set the limit may still be open
+        other.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        text = b"".join(iter(lambda: other.recv(65536), b"")).decode()
+        refused = re.search(r"^shoal_connections_refused_total (\d+)$", text, re.MULTILINE)
+        assert refused is not None
+        assert int(refused[1]) == answered.count(False)
+        held = re.search(r"^shoal_connections (\d+)$", text, re.MULTILINE)
+        assert held is not None
+        assert int(held[1]) >= answered.count(True) + 1
+    wait_until(lambda: agent.rest().get("/healthz").status == 200, 10, "room after they have gone")
+
+
+def _is_answered(sock: socket.socket) -> bool:
+    try:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        return sock.recv(4096).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
 
 
 def test_a_body_that_drips_does_not_live_for_ever(searched: tuple[RunningAgent, OurClient, Path]) -> None:

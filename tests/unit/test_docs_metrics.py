@@ -26,7 +26,7 @@ def _in_source() -> set[str]:
     found: set[str] = set()
     for path in (ROOT / "agent").rglob("*.py"):
         text = path.read_text()
-        found |= set(re.findall(r'"(shoal_[a-z_]+)"', text))
+        found |= {_PARTS.sub("", name) for name in re.findall(r'"(shoal_[a-z_]+)"', text)}
         if 'f"shoal_shard_{name}"' in text:
             found |= {f"shoal_shard_{name}" for name in re.findall(r'^ +\("([a-z_]+)", ', text, re.MULTILINE)}
     return found
@@ -51,6 +51,15 @@ def test_every_metric_of_a_live_node_is_in_the_page(live: str) -> None:
     shown = {_PARTS.sub("", name) for name in re.findall(r"^(shoal_[a-z_]+)", live, re.MULTILINE)}
     assert {"shoal_search_seconds", "shoal_shard_damaged", "shoal_filter_scans_total"} <= shown
     assert shown - _told() == set()
+
+
+def test_what_only_grows_says_so(live: str) -> None:
+    """Prometheus' rate() and our users' habits ask for it."""
+    kinds = dict(re.findall(r"^# TYPE (shoal_[a-z_]+) ([a-z]+)$", live, re.MULTILINE))
+    assert {name for name, kind in kinds.items() if kind == "counter"} == {
+        name for name in kinds if name.endswith("_total")
+    }
+    assert {"shoal_log_entries_total", "shoal_checkpoints_total"} <= set(kinds)
 
 
 def test_every_label_of_a_live_node_is_in_the_page(live: str) -> None:
