@@ -27,7 +27,8 @@ def state(cluster: Cluster) -> StateClient:
 
 
 async def write(state: StateClient, key: str, version: int, value: bytes | None) -> int:
-    answer = await write(state, key, version, value)
+    answer = await state.compare_and_set(key, version, value)
+    assert isinstance(answer, int)
     return answer
 
 
