@@ -33,8 +33,8 @@ HASH_HEX = 32
 F16_MAX = 200.0
 """Rows with larger values overflow f16 in a dot product of some hundred dimensions."""
 I8_PRODUCT_DIM = 128
-"""From so many dimensions on an i8 graph by inner product finds what one by cosine finds (clusters, real rows);
-with 3 it missed a tenth. A file keeps the metric it was made with."""
+"""From so many dimensions on an i8 graph by inner product finds what one by cosine finds (clusters, real
+rows); with 3 it missed a tenth. A file keeps the metric it was made with."""
 _SCALARS: dict[Scalar, ScalarKind] = {
     "i8": ScalarKind.I8,
     "bf16": ScalarKind.BF16,

@@ -50,7 +50,7 @@ async def serve(spec: Spec, log: Log) -> None:
     serving = Serving(page, link, metrics, log, Reads(page, spec.place))
     handlers = Handlers(spec, page, link, serving, metrics)
     app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec), lambda: serving.settings)
-    server = Server(app.handle, metrics, lambda: serving.settings)
+    server = Server(app.handle, app.at_once, metrics, lambda: serving.settings)
     certificates = Certificates(spec.config.tls) if spec.config.tls is not None else None
     tls = certificates.context if certificates is not None else None
     listener = await loop.create_server(
@@ -73,6 +73,7 @@ async def serve(spec: Spec, log: Log) -> None:
         ]
         await stop.wait()
         app.stopping = True
+        server.pass_on_held()
         listener.close()
         if grpc_refusals is not None:
             grpc_refusals.close()

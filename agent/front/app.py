@@ -14,8 +14,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import PayloadEncodingError
 
 from agent.front.access import Keys, Role, presented_key, require
+from agent.front.framing import Head, Plain
 from agent.front.responses import Response, Unsent, WholeResponse
-from agent.front.routes import MethodNotAllowed, Reply, Request, Route, Router, parse_query
+from agent.front.routes import AtOnce, MethodNotAllowed, Reply, Request, Route, Router, parse_query
 from agent.metrics import Counter, Metrics
 from core.errors import (
     BadRequest,
@@ -69,6 +70,7 @@ class App:
         self._idle = asyncio.Event()
         self._idle.set()
         self.stopping = False
+        self._process, self._requests = secrets.token_hex(4), 0  # random for each request: a system call
         self._counters: dict[tuple[str, int], Counter] = {}
 
     async def handle(self, http: web.BaseRequest) -> Response:
@@ -76,22 +78,47 @@ class App:
         began = time.perf_counter()
         self.under_way += 1
         self._idle.clear()
-        request_id = _request_id(http.headers.get("X-Request-Id"))
+        request_id = self._request_id(http.headers)
         try:
             response = await self._respond(http, request_id, began)
-        except ShoalError as error:
-            response = self._refuse(error, began)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception as bug:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the cause
-            self._log.error("request.failed", request_id=request_id, path=http.raw_path[:200], exc=bug)
-            response = self._refuse(ShoalError(f"internal error ({type(bug).__name__}); see the log"), began)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, the client gets an answer
+            response = self._failed(problem, request_id, http.raw_path, began)
         finally:
             self.under_way -= 1
             if not self.under_way:
                 self._idle.set()
-        self._finish(http, response, request_id, began)
+        self._finish(http.method, http.raw_path, http.headers, response, request_id, began)
         return response
+
+    def at_once(self, plain: Plain) -> bytes | None:
+        """Answer one request without waiting for anything; None if that is not possible: then `handle` it."""
+        head = plain.head
+        answer = self._route_at_once(head)
+        if answer is None or self.stopping or self._limits.gzip:
+            return None
+        if len(plain.body) > self._settings().body_bytes_max:
+            return None
+        began = time.perf_counter()
+        request_id = self._request_id(head.headers)
+        self.under_way += 1
+        try:
+            _, request = self._admitted(head.method, head.target, head.headers, request_id)
+            request.body = plain.body
+            reply = answer(request)
+            if reply is None:
+                return None
+            body = _enveloped(reply, began)
+            if len(body) > _LARGE_ANSWER_BYTES:
+                return None
+            response = WholeResponse(body, status=reply.status, headers=reply.headers)
+        except Exception as problem:  # noqa: BLE001 - as above
+            response = self._failed(problem, request_id, head.target, began)
+        finally:
+            self.under_way -= 1
+        self._finish(head.method, head.target, head.headers, response, request_id, began)
+        return response.whole()
 
     async def drained(self, timeout_s: float) -> bool:
         """Wait until no request is under way; False if some still are after `timeout_s`."""
@@ -102,38 +129,52 @@ class App:
             return False
         return True
 
+    def _route_at_once(self, head: Head) -> AtOnce | None:
+        try:
+            return self._router.find(head.method, head.target.partition("?")[0])[0].at_once
+        except ShoalError:  # there is none; `handle` says so, after it has looked at the key
+            return None
+
     async def _respond(self, http: web.BaseRequest, request_id: str, began: float) -> Response:
-        raw_path, _, raw_query = http.raw_path.partition("?")
         if http.method == "OPTIONS" and "Origin" in http.headers:
             return WholeResponse(
                 b"", status=204
             )  # its CORS headers are added in _finish; it says nothing else
+        route, request = self._admitted(http.method, http.raw_path, http.headers, request_id)
+        request.stream = http
+        reply = await self._run(http, route, request)
+        return self._response(http, reply, began)
+
+    def _admitted(
+        self, method: str, target: str, headers: Mapping[str, str], request_id: str
+    ) -> tuple[Route, Request]:
+        """The route, and the request without its body, once the key and the load allow it."""
+        raw_path, _, raw_query = target.partition("?")
         role, key_name = Role.NOBODY, "anonymous"
         if raw_path not in _FREE_PATHS:
             role, key_name = self._keys.role(
-                presented_key(http.headers.get("api-key"), http.headers.get("Authorization"))
+                presented_key(headers.get("api-key"), headers.get("authorization"))
             )
-        route, parameters = self._router.find(http.method, raw_path)
+        route, parameters = self._router.find(method, raw_path)
+        settings = self._settings()
         if not route.free:
             require(role, route.needs, f"{route.method} {route.pattern}")
-            if self.under_way > self._settings().requests_max:
+            if self.under_way > settings.requests_max:
                 raise Overloaded(f"{self.under_way} requests are under way; retry later")
         query = parse_query(raw_query)
         request = Request(
-            method=http.method,
+            method=method,
             path=raw_path,
             parameters=parameters,
             query=query,
             body=b"",
-            deadline=asyncio.get_running_loop().time() + _timeout_s(query, self._settings().timeout_s),
+            deadline=asyncio.get_running_loop().time() + _timeout_s(query, settings.timeout_s),
             id=request_id,
             key_name=key_name,
             role=role,
-            headers=http.headers,
-            stream=http,
+            headers=headers,
         )
-        reply = await self._run(http, route, request)
-        return self._response(http, reply, began)
+        return route, request
 
     async def _run(self, http: web.BaseRequest, route: Route, request: Request) -> Reply:
         if route.streams or not http.can_read_body:
@@ -173,9 +214,7 @@ class App:
         if reply.streamed is not None:
             assert isinstance(reply.streamed, web.StreamResponse)
             return reply.streamed
-        body = reply.raw
-        if body is None:
-            body = b'{"result":' + reply.result + _ENVELOPE_END % (time.perf_counter() - began)
+        body = _enveloped(reply, began)
         if (
             self._limits.gzip
             and len(body) > _GZIP_BYTES_MIN
@@ -193,6 +232,13 @@ class App:
             body, status=reply.status, content_type=reply.content_type, headers=reply.headers, unsent=unsent
         )
 
+    def _failed(self, problem: Exception, request_id: str, path: str, began: float) -> WholeResponse:
+        if isinstance(problem, ShoalError):
+            return self._refuse(problem, began)
+        self._log.error("request.failed", request_id=request_id, path=path[:200], exc=problem)
+        name = type(problem).__name__
+        return self._refuse(ShoalError(f"internal error ({name}); see the log"), began)
+
     def _refuse(self, error: ShoalError, began: float) -> WholeResponse:
         headers = {"X-Shoal-Error": error.code}
         if error.retry_after_s is not None:
@@ -209,13 +255,21 @@ class App:
         )
         return WholeResponse(body, status=error.status, headers=headers)
 
-    def _finish(self, http: web.BaseRequest, response: Response, request_id: str, began: float) -> None:
+    def _finish(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        response: Response,
+        request_id: str,
+        began: float,
+    ) -> None:
         took_ms = (time.perf_counter() - began) * 1000
-        kind = (http.method, response.status)
+        kind = (method, response.status)
         counter = self._counters.get(kind)
         if counter is None:
             counter = self._metrics.counter(
-                "shoal_http_requests_total", method=_method(http.method), status=str(response.status)
+                "shoal_http_requests_total", method=_method(method), status=str(response.status)
             )
             if len(self._counters) < _COUNTERS_MAX:  # a client may invent methods
                 self._counters[kind] = counter
@@ -225,8 +279,8 @@ class App:
             self._log.warning(
                 "request.slow",
                 request_id=request_id,
-                method=http.method,
-                path=http.raw_path[:200],
+                method=method,
+                path=path[:200],
                 status=response.status,
                 took_ms=round(took_ms, 1),
             )
@@ -235,9 +289,22 @@ class App:
         response.headers["X-Request-Id"] = request_id
         if self.stopping:
             response.force_close()
-        origin = http.headers.get("Origin")
+        origin = headers.get("origin")
         if origin is not None:
             response.headers.update(_cors(origin, self._limits.cors_origins))
+
+    def _request_id(self, headers: Mapping[str, str]) -> str:
+        given = headers.get("x-request-id")
+        if given is not None and _REQUEST_ID.match(given):
+            return given
+        self._requests += 1
+        return f"{self._process}{self._requests & 0xFFFF_FFFF:08x}"
+
+
+def _enveloped(reply: Reply, began: float) -> bytes:
+    if reply.raw is not None:
+        return reply.raw
+    return b'{"result":' + reply.result + _ENVELOPE_END % (time.perf_counter() - began)
 
 
 def _invite_body(http: web.BaseRequest) -> None:
@@ -250,12 +317,6 @@ def _invite_body(http: web.BaseRequest) -> None:
 def _method(method: str) -> str:
     """A label must not be whatever a client sends."""
     return method if method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"} else "other"
-
-
-def _request_id(given: str | None) -> str:
-    if given is not None and _REQUEST_ID.match(given):
-        return given
-    return secrets.token_hex(8)
 
 
 def _timeout_s(query: Mapping[str, str], default_s: float) -> float:

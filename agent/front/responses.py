@@ -79,7 +79,7 @@ class WholeResponse:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has closed the connection")
         body = b"" if request.method == "HEAD" or self.status in _NO_BODY else self._body
-        head = self._head(request)
+        head = self._head(is_old=request.version == HttpVersion10)
         if len(body) <= _DRAIN_BYTES:
             transport.write(head + body)
         else:
@@ -92,7 +92,12 @@ class WholeResponse:
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to send."""
 
-    def _head(self, request: web.BaseRequest) -> bytes:
+    def whole(self) -> bytes:
+        """Head and body for a client that speaks HTTP/1.1 and keeps its connection."""
+        self.prepared = True
+        return self._head(is_old=False) + self._body
+
+    def _head(self, *, is_old: bool) -> bytes:
         lines = [
             b"HTTP/1.1 %d %s" % (self.status, _REASONS[self.status]),
             b"Date: " + rfc822_formatted_time().encode(),
@@ -102,7 +107,7 @@ class WholeResponse:
             lines.append(b"Content-Length: %d" % len(self._body))
         if not self.keep_alive:
             lines.append(b"Connection: close")
-        elif request.version == HttpVersion10:
+        elif is_old:
             lines.append(b"Connection: keep-alive")
         for name, value in self.headers.items():
             line = f"{name}: {value}".encode("latin-1", "replace")

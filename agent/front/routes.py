@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import parse_qs, unquote
 
 from agent.front.access import Role
@@ -53,6 +54,7 @@ class Reply:
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
+AtOnce = Callable[[Request], Reply | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Route:
     """The handler reads the body itself."""
     sends_file: bool = False
     """The handler streams its answer itself."""
+    at_once: AtOnce | None = None
+    """Answers short requests without waiting; None, with nothing done, for those that are not."""
 
 
 class MethodNotAllowed(ShoalError):
@@ -81,10 +85,14 @@ class MethodNotAllowed(ShoalError):
         """For the header `Allow`."""
 
 
+_PATHS_KEPT = 256
+
+
 class Router:
     """Finds a route in a tree of path parts; a literal part goes before `*`."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
+        self.find = lru_cache(_PATHS_KEPT)(self._find)
         self._root: dict[str, object] = {}
         self.routes = tuple(routes)
         for route in self.routes:
@@ -96,7 +104,7 @@ class Router:
                 raise ValueError(f"two routes for {route.method} {route.pattern}")
             methods[route.method] = route
 
-    def find(self, method: str, raw_path: str) -> tuple[Route, tuple[str, ...]]:
+    def _find(self, method: str, raw_path: str) -> tuple[Route, tuple[str, ...]]:
         """The route and the path's parameters, percent-decoded. Raises NotFound, MethodNotAllowed.
 
         HEAD is GET, whose answer is sent without its body; not where that body is a file.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from agent.front.queries.answers import Points, Record, ScoredPoint, encoded
 from agent.front.queries.collection import Collection as Look
 from agent.front.queries.deadline import Deadline
 from agent.front.queries.reads import Reads
-from agent.front.routes import Handler, Reply, Request, Route
+from agent.front.routes import AtOnce, Handler, Reply, Request, Route
 from agent.front.serving import Served, Serving
 from agent.front.view import LookTooOld
 from agent.metrics import Histogram, Metrics
@@ -57,7 +58,20 @@ SHORT_TAIL_MAX = 16_000
 """Slots that a short search may scan exactly, in all shards together."""
 _CONSISTENCIES = ("majority", "quorum", "all")
 _encode = msgspec.json.Encoder().encode
+_NOT_SHORT = (b'"filter"', b'"prefetch"')
+"""What a long search mostly says near an end of its body: then it need not be parsed twice."""
+_NEAR_BYTES = 256
 _Waiting = tuple[api.Search, asyncio.Future[list[ScoredPoint]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of the calls that make one search; `before` and `after` stand around its points."""
+
+    shape: type[Any]
+    parse: Callable[..., api.Search]
+    before: bytes = b""
+    after: bytes = b""
 
 
 class Search:
@@ -79,14 +93,12 @@ class Search:
     def routes(self) -> list[Route]:
         one, points = "/collections/*", "/collections/*/points"
         table: list[tuple[str, str, Handler]] = [
-            ("POST", f"{points}/query", self.query),
             (
                 "POST",
                 f"{points}/query/batch",
                 self._batch(bodies.QueryBatchBody, api.parse_query_batch, wrap=True),
             ),
             ("POST", f"{points}/query/groups", self._groups(bodies.QueryGroupsBody, api.parse_query_groups)),
-            ("POST", f"{points}/search", self._older(bodies.SearchBody, old_searches.parse_search)),
             (
                 "POST",
                 f"{points}/search/batch",
@@ -97,7 +109,6 @@ class Search:
                 f"{points}/search/groups",
                 self._groups(bodies.SearchGroupsBody, old_searches.parse_search_groups),
             ),
-            ("POST", f"{points}/recommend", self._older(bodies.RecommendBody, old_searches.parse_recommend)),
             (
                 "POST",
                 f"{points}/recommend/batch",
@@ -111,22 +122,57 @@ class Search:
             ("POST", f"{points}/search/matrix/pairs", self.matrix_pairs),
             ("POST", f"{points}/search/matrix/offsets", self.matrix_offsets),
         ]
-        return [Route(method, pattern, Role.READ, self._timed(handler)) for method, pattern, handler in table]
+        kinds = [
+            ("query", _Kind(bodies.QueryBody, api.parse_query, b'{"points":', b"}")),
+            ("search", _Kind(bodies.SearchBody, old_searches.parse_search)),
+            ("recommend", _Kind(bodies.RecommendBody, old_searches.parse_recommend)),
+        ]
+        return [
+            *(Route(method, path, Role.READ, self._timed(handler)) for method, path, handler in table),
+            *(
+                Route(
+                    "POST",
+                    f"{points}/{name}",
+                    Role.READ,
+                    self._timed(self._one(kind)),
+                    at_once=self._at_once(kind),
+                )
+                for name, kind in kinds
+            ),
+        ]
 
     # -- queries
 
-    async def query(self, request: Request) -> Reply:
-        served = await self._serving.collection(request.parameters[0])
-        search = api.parse_query(
-            decode(bodies.QueryBody, request.body), served.info.params.vectors, self._limits
-        )
-        return Reply(b'{"points":' + await self._search(served, search, request) + b"}")
-
-    def _older(self, shape: type[Any], parse: Callable[..., api.Search]) -> Handler:
+    def _one(self, kind: _Kind) -> Handler:
         async def search(request: Request) -> Reply:
             served = await self._serving.collection(request.parameters[0])
-            parsed = parse(decode(shape, request.body), served.info.params.vectors, self._limits)
-            return Reply(await self._search(served, parsed, request))
+            parsed = kind.parse(decode(kind.shape, request.body), served.info.params.vectors, self._limits)
+            return Reply(kind.before + await self._search(served, parsed, request) + kind.after)
+
+        return search
+
+    def _at_once(self, kind: _Kind) -> AtOnce:
+        """The same for searches that are short, without a turn of the loop."""
+
+        def search(request: Request) -> Reply | None:
+            near = request.body[:_NEAR_BYTES] + request.body[-_NEAR_BYTES:]
+            if any(word in near for word in _NOT_SHORT) or not self._serving.is_current:
+                return None
+            began = time.perf_counter()
+            try:
+                served = self._serving.known(request.parameters[0])
+                body = decode(kind.shape, request.body)
+                parsed = kind.parse(body, served.info.params.vectors, self._limits)
+                if not self._is_short(served, parsed):
+                    return None
+                self._admit_search(served, parsed, request)
+                with served.look() as look:
+                    found = self._reads(look, request.deadline, ExitStack()).query(parsed)
+            except ShoalError as error:
+                self._metrics.counter("shoal_search_errors_total", code=error.code).add()
+                raise
+            self._histogram(request.parameters[0]).observe(time.perf_counter() - began)
+            return Reply(kind.before + _encode(found) + kind.after)
 
         return search
 
@@ -160,8 +206,7 @@ class Search:
 
     async def _search(self, served: Served, search: api.Search, request: Request) -> bytes:
         """The encoded list of points."""
-        check_search(strict_mode(served.info.params), search, served.info.indexes)
-        self._admit(served, request)
+        self._admit_search(served, search, request)
         if self._is_short(served, search):
             return _encode(await self._in_turn(served, search, request))
         return (await self._answered(served, request, lambda reads: reads.query(search))).result
@@ -309,6 +354,10 @@ class Search:
             if bucket is None or bucket.per_minute != share:
                 bucket = self._rates[served.name] = Bucket(share, now_s)
             bucket.take(cost, now_s, "Read")
+
+    def _admit_search(self, served: Served, search: api.Search, request: Request) -> None:
+        check_search(strict_mode(served.info.params), search, served.info.indexes)
+        self._admit(served, request)
 
     async def _answered(self, served: Served, request: Request, read: Callable[[Reads], object]) -> Reply:
         """Read and encode in a thread: an answer of megabytes takes longer than the loop may stand."""

@@ -194,16 +194,18 @@ class Serving:
 
     async def current(self) -> None:
         """Return with the newest map that the store has published."""
-        if self._is_old():
+        if not self.is_current:
             await self.refresh()
 
-    def _is_old(self) -> bool:
-        node = self._page.node()
-        return self._view is None or node.epoch > self._view.epoch or node.settings > self.settings_version
+    @property
+    def is_current(self) -> bool:
+        """Whether the map and the settings at hand are the newest."""
+        node, view = self._page.node(), self._view
+        return view is not None and node.epoch <= view.epoch and node.settings <= self.settings_version
 
     async def collection(self, name: str) -> Served:
         """The collection of that name or alias. Raises NotFound."""
-        if self._is_old():
+        if not self.is_current:
             await self.refresh()
         return self.known(name)
 
@@ -239,7 +241,7 @@ class Serving:
     async def refresh(self) -> None:
         """Fetch the map if the page says that there is a newer one."""
         async with self._fetching:
-            if not self._is_old():
+            if self.is_current:
                 return
             node = self._page.node()
             if not node.flags & NodeFlag.READY:
