@@ -44,11 +44,9 @@ class WholeResponse:
         headers: Mapping[str, str] | None = None,
         unsent: Unsent | None = None,
     ) -> None:
-        """`unsent` counts the body from now on, until it is sent or the connection is lost."""
+        """`unsent` counts the body while it is being sent: an answer that is never sent is never counted."""
         self._body, self.status, self._content_type = body, status, content_type
         self._unsent = unsent
-        if unsent is not None:
-            unsent.bytes_ += len(body)
         self.headers: dict[str, str] = dict(headers or {})
         self.keep_alive = True
         self.prepared = False
@@ -65,12 +63,14 @@ class WholeResponse:
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send it."""
         size = len(self._body)
+        if self._unsent is None:
+            await self._send(request)
+            return
+        self._unsent.bytes_ += size
         try:
             await self._send(request)
         finally:
-            if self._unsent is not None:
-                self._unsent.bytes_ -= size
-                self._unsent = None
+            self._unsent.bytes_ -= size
 
     async def _send(self, request: web.BaseRequest) -> None:
         self.prepared = True
