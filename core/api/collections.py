@@ -96,6 +96,10 @@ class UpdateCollection(Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
+METADATA_BYTES_MAX = 1 << 20
+"""As JSON. Metadata is in the cluster's map, which every change of it writes anew."""
+
+
 def parse_create(body: CreateCollection, limits: Limits = DEFAULT_LIMITS) -> CollectionParams:
     """The configuration of a new collection. Raises BadRequest, NotSupported, Unprocessable."""
     refuse("init_from", body.init_from, "copying another collection is")
@@ -122,7 +126,7 @@ def parse_create(body: CreateCollection, limits: Limits = DEFAULT_LIMITS) -> Col
         wal_config=body.wal_config or Wal(),
         quantization_config=body.quantization_config,
         strict_mode_config=body.strict_mode_config,
-        metadata=merged_map(None, body.metadata),
+        metadata=_metadata(None, body.metadata),
     )
     _check_graph_dtype(config)
     return config
@@ -148,11 +152,20 @@ def parse_update(body: UpdateCollection, config: CollectionParams) -> Collection
         hnsw_config=merged(config.hnsw_config, body.hnsw_config),
         quantization_config=_patched(config.quantization_config, body.quantization_config),
         strict_mode_config=strict,
-        metadata=merged_map(config.metadata, body.metadata),
+        metadata=_metadata(config.metadata, body.metadata),
         **{name: value for name in params.__struct_fields__ if (value := getattr(params, name)) is not None},
     )
     _check_graph_dtype(changed)
     return changed
+
+
+def _metadata(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    found = merged_map(old, new)
+    if new:
+        size = len(msgspec.json.encode(found))
+        if size > METADATA_BYTES_MAX:
+            raise BadRequest(f"metadata: {size} bytes as JSON, at most {METADATA_BYTES_MAX} are kept")
+    return found
 
 
 def _parse_vectors(given: dict[str, Any], limits: Limits) -> tuple[dict[str, VectorParams], bool]:

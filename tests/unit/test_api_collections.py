@@ -361,3 +361,14 @@ def test_nothing_is_fetched_from_where_a_client_says(location: str) -> None:
 )
 def test_a_snapshot_is_named_by_the_last_part_of_its_location(location: str) -> None:
     assert cluster.parse_recover(cluster.RecoverSnapshot(location)).file == "a.snapshot"
+
+
+def test_metadata_stay_small_enough_for_the_map() -> None:
+    most = collections.METADATA_BYTES_MAX
+    half = {"a": "x" * (most // 2)}
+    config = create(vectors=UNNAMED, metadata=half)
+    with pytest.raises(BadRequest, match=r"metadata: \d+ bytes"):
+        update(config, metadata={"b": "x" * (most // 2)})
+    with pytest.raises(BadRequest, match=r"metadata: \d+ bytes"):
+        create(vectors=UNNAMED, metadata={"a": "x" * most})
+    assert update(config, metadata={"a": None, "b": "x" * (most // 2)}).metadata is not None
