@@ -84,15 +84,25 @@ class Span:
     aim: float
 
 
-SMALL_SPAN = Span(1.5, 1.35)
+SMALL_SPAN = Span(1.5, 1.3)
 SPAN = Span(1.9, 1.5)
 """Moved rows are rows to build into graphs again, which is what costs; beside the few bytes of a small
 shard, though, its log and its graphs weigh more."""
+SPAN_WHILE_FREED = 1.1
 
 
 def slots_to_free(*, low: int, high: int, live: int) -> int:
     """How many of the lowest slots should be emptied, so that their space can be given back."""
-    span = SMALL_SPAN if live <= SMALL_ROWS else SPAN
+    span = _span(live)
     if high - low <= span.most * live + SPAN_SLACK:
         return 0
     return int(high - low - span.aim * live)
+
+
+def slots_beyond(*, low: int, high: int, live: int) -> int:
+    """How many slots a shard takes beyond what it may even while some are being freed."""
+    return max(0, int(high - low - SPAN_WHILE_FREED * (_span(live).most * live + SPAN_SLACK)))
+
+
+def _span(live: int) -> Span:
+    return SMALL_SPAN if live <= SMALL_ROWS else SPAN

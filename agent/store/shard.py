@@ -40,6 +40,7 @@ from agent.store.recovery import Recovered, Recovery
 from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
 from agent.store.upkeep import Upkeep
+from core.build_plan import slots_beyond
 from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
 from core.hashing import KEY_BYTES
 from core.replication.effects import SteppedDown
@@ -53,6 +54,8 @@ Until = Literal["applied", "persisted"]
 
 
 FILL_SLICE_SLOTS = 1_000
+SPACE_EXCESS_WEIGHT = 4
+SPACE_EXCESS_ROWS_MAX = 16_000
 OPEN_AGAIN_S = 2.0
 FILL_AT_START_ROWS_MAX = 20_000
 """A larger shard serves before its columns are filled; filters then look at payloads."""
@@ -354,24 +357,31 @@ class Shard:
             raise
 
     async def _slow_down(self, op: Op, deadline_s: float) -> None:
-        """Hold the acknowledgement back while the tail is longer than searches can bear."""
-        if self.settings.bulk:
-            return
+        """Hold the acknowledgement back while the tail is longer than searches can bear, or while points are
+        replaced faster than their space can be given back."""
         rows = 1
         if isinstance(op, Upsert | UpdateVectors | DeleteVectors):  # each of their points takes a new slot
             rows = max(1, len(op.ids) // KEY_BYTES)
         loop = asyncio.get_running_loop()
         now_s = loop.time()
-        until_s = self._pacing.hold_until(now_s, rows, self._excess_rows())
+        until_s = self._pacing.hold_until(now_s, rows, max(self._tail_excess(), self._space_excess()))
         if until_s > now_s:
             await asyncio.sleep(min(until_s, deadline_s - 0.05) - now_s)
 
-    def _excess_rows(self) -> int:
+    def _tail_excess(self) -> int:
+        if self.settings.bulk:
+            return 0
         tail, bound = self.tail_rows, self.settings.tail_rows_max
         if tail > bound:
             widest = max(vector.dim for vector in self.schema.vectors.values())
             bound = tail_bound(bound, 4 * widest, searched=self._ports.searched())
         return tail - bound
+
+    def _space_excess(self) -> int:
+        """In rows of the tail's. Bounded: who deletes much at once must not wait for long afterwards."""
+        record = self._publisher.record
+        beyond = slots_beyond(low=record.slot_low, high=record.slot_high, live=record.points)
+        return min(SPACE_EXCESS_WEIGHT * beyond, SPACE_EXCESS_ROWS_MAX)
 
     @property
     def tail_rows(self) -> int:

@@ -23,7 +23,7 @@ from net.logs import Log
 
 T = TypeVar("T")
 CHECKPOINT_AGAIN_S = 5.0
-CHECKPOINT_PART = 8
+CHECKPOINT_PART = 16
 """A checkpoint is due after this part of the shard's size in log, or in rows that died."""
 QUIET_BYTES = 512 << 10
 QUIET_S = 2.0

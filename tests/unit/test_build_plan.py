@@ -11,6 +11,7 @@ from core.build_plan import (
     SegmentSize,
     build_until,
     next_build,
+    slots_beyond,
     slots_to_free,
 )
 
@@ -53,7 +54,13 @@ def test_what_is_due_follows_from_the_counts(state: GraphState, kind: BuildKind 
 
 def test_a_small_shard_may_span_half_as_much_again_as_its_live_slots_and_a_large_one_more() -> None:
     assert slots_to_free(low=1_000, high=16_512, live=10_000) == 0
-    assert slots_to_free(low=1_000, high=16_513, live=10_000) == 2_013
+    assert slots_to_free(low=1_000, high=16_513, live=10_000) == 2_513
     assert slots_to_free(low=0, high=512, live=0) == 0
     assert slots_to_free(low=0, high=190_512, live=100_000) == 0
     assert slots_to_free(low=0, high=190_513, live=100_000) == 40_513
+
+
+def test_writers_wait_for_space_only_when_it_is_not_freed_in_time() -> None:
+    assert slots_beyond(low=1_000, high=16_513, live=10_000) == 0
+    assert slots_beyond(low=1_000, high=18_063, live=10_000) == 0
+    assert slots_beyond(low=1_000, high=20_064, live=10_000) == 2_000

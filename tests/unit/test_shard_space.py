@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from agent.metrics import Metrics
+from agent.page import FIRST_FRONT, Reads
 from agent.store.builds import Builds
 from agent.store.manifest import ShardSchema, VectorParams
 from core.api.config import Distance
@@ -81,4 +82,17 @@ async def test_the_database_gets_shorter_when_most_of_its_rows_are_gone(folder: 
             await shard.checkpoint()
         assert (folder / "points.db").stat().st_size < before // 3
         assert shard.points_count == 10
+    bench.close()
+
+
+async def test_writers_wait_while_the_space_of_what_they_replaced_is_not_given_back(folder: Path) -> None:
+    bench = Bench(folder, purge_after_s=3600)
+    async with bench.shard() as shard:
+        with Reads(bench.page, FIRST_FRONT).held():
+            for tag in range(4):
+                await write(shard, upsert(range(500), tag))
+            assert shard.statistics().delay_s > 0
+        await shard.checkpoint()
+        await write(shard, upsert(range(500), 4))
+        assert shard.statistics().delay_s == 0
     bench.close()
