@@ -67,14 +67,19 @@ def enter(argument: str) -> Spec:
         place=told["place"],
         parent=told["parent"],
     )
+    tie_to(spec.parent)
+    os.chdir(spec.data_dir)
+    return spec
+
+
+def tie_to(parent: int) -> None:
+    """Die when the process `parent` ends, or rather its thread that started this one."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != spec.parent:  # it died before prctl could tell
+    if os.getppid() != parent:  # it died before prctl could tell
         os._exit(_ORPHANED)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; `main` decides the order
-    os.chdir(spec.data_dir)
-    return spec
 
 
 def die_with_parent(spec: Spec, loop: asyncio.AbstractEventLoop) -> None:

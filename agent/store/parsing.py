@@ -1,15 +1,9 @@
-"""A write's JSON body becomes encoded log operations, here or, if it is large, in a process of its own.
-
-Parsing holds the interpreter's lock (32 MB for 124 ms); the store's loop must never stand still for
-that long, so what is over PARSE_HERE_BYTES_MAX is parsed by `python -m agent.store.parsing`.
-"""
+"""A write's JSON body becomes encoded log operations; what store and parser say to each other about it."""
 
 from __future__ import annotations
 
-import asyncio
-import sys
+import struct
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -20,13 +14,14 @@ from core.api.checks import Limits
 from core.api.config import StrictMode, VectorParams
 from core.api.decode import decode
 from core.api.strict import check_write
-from core.errors import ShoalError, Unavailable
+from core.errors import ShoalError, TooLarge
 from core.routing import route
 from core.wire import Op
 
-PARSE_HERE_BYTES_MAX = 4 << 20
-PROCESSES_MAX = 2
-"""That parse large bodies at once."""
+HEAD = struct.Struct("<II")
+"""Of an order: its size, and that of the body in the shared memory."""
+ANSWER = struct.Struct("<Q")
+"""The size of an answer in the shared memory."""
 
 Parse = Callable[[Any, dict[str, VectorParams], Limits], api.Operation]
 
@@ -100,55 +95,32 @@ def _prepared(write: api.Operation, target: Target) -> Prepared:
     return Prepared(entries, [bytes(key) for key in keys], len(keys))
 
 
-async def prepare_anywhere(kind: str, body: bytes, target: Target, turn: asyncio.Semaphore) -> list[Prepared]:
-    """`prepare` where it disturbs nobody: small bodies on the loop, larger ones in a thread, the
-    largest in a process of their own, of which `turn` bounds the number."""
-    if len(body) > PARSE_HERE_BYTES_MAX:
-        return await _prepare_apart(kind, body, target, turn)
-    if len(body) > 64 << 10:
-        return await asyncio.to_thread(prepare, kind, body, target)
-    return prepare(kind, body, target)
+def order(kind: str, target: Target) -> bytes:
+    """What a parser must know besides the body."""
+    return msgspec.msgpack.encode(_Order(kind, target))
 
 
-async def _prepare_apart(kind: str, body: bytes, target: Target, turn: asyncio.Semaphore) -> list[Prepared]:
-    async with turn:
-        return await _prepare_in_process(kind, body, target)
-
-
-async def _prepare_in_process(kind: str, body: bytes, target: Target) -> list[Prepared]:
-    order = msgspec.msgpack.encode(_Order(kind, target))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-P", "-m", "agent.store.parsing"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
+def answered(order: bytes, body: bytes) -> bytes:
+    """What a parser answers to an order."""
+    told = msgspec.msgpack.decode(order, type=_Order)
     try:
-        answer, _ = await process.communicate(len(order).to_bytes(8, "big") + order + body)
-    finally:
-        if process.returncode is None:  # our own waiter gave up
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        raise Unavailable(f"parsing {len(body)} bytes failed (status {process.returncode}); try again")
+        parsed = _Parsed(prepare(told.kind, body, told.target))
+    except ShoalError as error:
+        parsed = _Parsed(code=error.code, text=str(error))
+    return msgspec.msgpack.encode(parsed)
+
+
+def no_room(size: int, room: int) -> bytes:
+    """What it answers if there is no room for more."""
+    text = (
+        f"the operations of the request have {size} bytes, at most {room} are possible; send smaller batches"
+    )
+    return msgspec.msgpack.encode(_Parsed(code=TooLarge.code, text=text))
+
+
+def prepared_of(answer: bytes) -> list[Prepared]:
+    """The operations in a parser's answer. Raises the errors that `prepare` raised there."""
     parsed = msgspec.msgpack.decode(answer, type=_Parsed)
     if parsed.code is not None:
         raise_again(parsed.code, parsed.text)
     return parsed.prepared
-
-
-def main() -> None:
-    """Parse what stands on standard input: length, order, body; answer on standard output."""
-    data = sys.stdin.buffer.read()
-    size = int.from_bytes(data[:8], "big")
-    order = msgspec.msgpack.decode(data[8 : 8 + size], type=_Order)
-    try:
-        parsed = _Parsed(prepare(order.kind, data[8 + size :], order.target))
-    except ShoalError as error:
-        parsed = _Parsed(code=error.code, text=str(error))
-    sys.stdout.buffer.write(msgspec.msgpack.encode(parsed))
-
-
-if __name__ == "__main__":
-    main()

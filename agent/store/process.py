@@ -23,6 +23,7 @@ from agent.store.changes import Changes
 from agent.store.deleted import Bounds
 from agent.store.guards import Guards, room_of
 from agent.store.node_identity import lock_folder
+from agent.store.parsers import Parsers
 from agent.store.schemas import shard_schema
 from agent.store.searched import Searched
 from agent.store.settings import SettingsStore
@@ -40,6 +41,7 @@ from net.logs import Log
 TICK_S = 0.1
 GUARD_S = 0.5
 SWEEP_S = 600.0
+PARSERS_S = 5.0
 T = TypeVar("T")
 THREADS = 16
 SHARDS = Path("shards")
@@ -74,6 +76,7 @@ class Store:
             searched=Searched(page),
         )
         self._closed: set[tuple[CollectionId, int]] = set()
+        self._parsers = Parsers(log)
         self._flags = NodeFlag(0)
         self._room_is_low = asyncio.Event()
         self._published = ClusterView(ClusterMap(cluster=""))
@@ -108,6 +111,7 @@ class Store:
                 tasks.create_task(builds.keep_house(), name="builds"),
                 tasks.create_task(self._want_builder(builds), name="builder"),
                 tasks.create_task(self._sweep(catalogue), name="sweep"),
+                tasks.create_task(self._keep_parsers(), name="parsers"),
             ]
             await stop.wait()
             self._publish(self._flags | NodeFlag.STOPPING)
@@ -118,6 +122,7 @@ class Store:
             await snapshots.close()
             await catalogue.close()
             await self._close_all()
+            await self._parsers.close()
             await begun.acceptor.close()
             ticking.cancel()
         os.close(lock)
@@ -127,7 +132,7 @@ class Store:
     ) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
-            **Writes(self._find, self._guards, self._metrics).handlers(),
+            **Writes(self._find, self._guards, self._metrics, self._parsers).handlers(),
             **Changes(catalogue, self._guards, self._limits).handlers(),
             **snapshots.handlers(),
             **builds.handlers(),
@@ -312,6 +317,12 @@ class Store:
             if wanted != self._flags & NodeFlag.BUILD_WANTED:
                 self._publish(self._flags & ~NodeFlag.BUILD_WANTED | wanted)
             await asyncio.sleep(GUARD_S)
+
+    async def _keep_parsers(self) -> None:
+        """Start them, and those that were lost again."""
+        while True:
+            await self._parsers.start()
+            await asyncio.sleep(PARSERS_S)
 
     async def _sweep(self, catalogue: Catalogue) -> None:
         while True:

@@ -14,7 +14,8 @@ from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
 from agent.rates import Bucket
 from agent.store.guards import Guards
-from agent.store.parsing import PROCESSES_MAX, Prepared, Target, prepare_anywhere
+from agent.store.parsers import Parsers
+from agent.store.parsing import Prepared, Target
 from agent.store.shard import Shard, Until
 from core.api.checks import Limits
 from core.api.strict import check_points_count, check_storage, strict_mode
@@ -50,10 +51,11 @@ class _Load:
 class Writes:
     """Serves `points.write` for the fronts. `find` gives the open collection of a name or alias."""
 
-    def __init__(self, find: Callable[[str], Open], guards: Guards, metrics: Metrics) -> None:
-        self._find, self._guards, self._metrics = find, guards, metrics
+    def __init__(
+        self, find: Callable[[str], Open], guards: Guards, metrics: Metrics, parsers: Parsers
+    ) -> None:
+        self._find, self._guards, self._metrics, self._parsers = find, guards, metrics, parsers
         self._load = _Load()
-        self._parsers = asyncio.Semaphore(PROCESSES_MAX)
         self._waiting = metrics.gauge("shoal_writes_under_way")
         self._rows = metrics.counter("shoal_points_written_total")
         self._refused = metrics.counter("shoal_writes_refused_total")
@@ -87,7 +89,7 @@ class Writes:
         collection = self._find(header["collection"])
         if kind not in ("delete", "delete_payload", "clear_payload", "delete_vectors"):
             self._guards.admit(len(body))  # what makes room is let in as long as the log has some
-        prepared = await prepare_anywhere(kind, body, collection.target, self._parsers)
+        prepared = await self._parsers.prepare(kind, body, collection.target)
         self._check_strict(collection, prepared)
         request_id, body_hash = _identity(header["idempotency_key"], body)
         until: Until = "applied" if header["wait"] else "persisted"

@@ -94,7 +94,8 @@ def _recover(agent: RunningAgent, role: str, told: str) -> None:
         assert code != 0, told
         agent.spawn()
     agent.wait_ready(within_s=20)
-    assert len(agent.role("store")) == 1, told
+    # A parser that the store is just starting looks like it until its program is there.
+    wait_until(lambda: len(agent.role("store")) == 1, 10, f"one store after {told}")
 
 
 def _compare(agent: RunningAgent, writers: list[Writer], told: str) -> None:
