@@ -144,7 +144,7 @@ def decode_payload(raw: bytes) -> Payload:
         raise BadRequest(f"Wrong input: payload: {str(error)[:100]}") from None
     except RecursionError:
         raise BadRequest(f"Wrong input: payload: nested over {DEPTH_MAX} levels deep") from None
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _depth(payload) > DEPTH_MAX:
+    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and depth_of(payload) > DEPTH_MAX:
         raise BadRequest(f"Wrong input: payload: nested over {DEPTH_MAX} levels deep")
     return payload
 
@@ -152,7 +152,7 @@ def decode_payload(raw: bytes) -> Payload:
 def parse_set_path(text: str, new: Payload) -> Path:
     """The path to set `new` at. Raises BadRequest also if the payload could not be read again afterwards."""
     path = parse_path(text)
-    if len(path.steps) + _depth(new) > DEPTH_MAX:
+    if len(path.steps) + depth_of(new) > DEPTH_MAX:
         raise BadRequest(f"Wrong input: payload: with its key nested over {DEPTH_MAX} levels deep")
     return path
 
@@ -161,7 +161,8 @@ def encode_payload(payload: Payload) -> bytes:
     return msgspec.json.encode(payload)
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
+    """How many levels of lists and objects a JSON value has."""
     level, depth = [value], 0
     while level:
         depth += 1

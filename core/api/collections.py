@@ -36,6 +36,7 @@ from core.api.config import (
 )
 from core.api.decode import convert
 from core.errors import BadRequest, NotSupported
+from core.payload import DEPTH_MAX, depth_of
 
 
 class CreateCollection(Struct, frozen=True):
@@ -162,6 +163,8 @@ def parse_update(body: UpdateCollection, config: CollectionParams) -> Collection
 def _metadata(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> dict[str, Any] | None:
     found = merged_map(old, new)
     if new:
+        if depth_of(found) > DEPTH_MAX:
+            raise BadRequest(f"metadata: nested over {DEPTH_MAX} levels deep")
         size = len(msgspec.json.encode(found))
         if size > METADATA_BYTES_MAX:
             raise BadRequest(f"metadata: {size} bytes as JSON, at most {METADATA_BYTES_MAX} are kept")

@@ -371,4 +371,8 @@ def test_metadata_stay_small_enough_for_the_map() -> None:
         update(config, metadata={"b": "x" * (most // 2)})
     with pytest.raises(BadRequest, match=r"metadata: \d+ bytes"):
         create(vectors=UNNAMED, metadata={"a": "x" * most})
+    deep = json.loads("[" * 128 + "]" * 128)
+    with pytest.raises(BadRequest, match="metadata: nested over 128 levels"):
+        update(config, metadata={"a": deep})
+    assert update(config, metadata={"a": deep[0]}).metadata == {"a": deep[0]}
     assert update(config, metadata={"a": None, "b": "x" * (most // 2)}).metadata is not None
