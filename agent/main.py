@@ -23,6 +23,7 @@ from core.config_values import host_port
 from core.errors import ShoalError, StartRefused
 from core.version import VERSION
 from net.logs import Log, log_to
+from net.trust import is_networked
 
 TICK_S = 0.25
 FRONT_HUNG_S = 2.0
@@ -124,7 +125,8 @@ class Unit:
     def _wait_ready(self) -> bool:
         """True when store and fronts answer; False when asked to stop before. Raises StartRefused."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
+        # With other nodes it waits for them, who may not be started yet; its log says for whom.
+        while time.monotonic() < deadline or is_networked(self._config):
             if self._stop_signal is not None:
                 return False
             for process in (self._store, *self._fronts):
@@ -282,8 +284,12 @@ def run(config: ClusterConfig, node_id: str) -> int:
         node=node_id, process="main"
     )
     machine.refuse_foreign_system()
-    if len(config.nodes) > 1:
+    if len(config.nodes) > 1 and not is_networked(config):
         # Each would begin a cluster of its own, and a client would find different data at each.
+        raise StartRefused(
+            f"cluster.toml names {len(config.nodes)} nodes, but no secret_file by which they know each other"
+        )
+    if len(config.nodes) > 1 and os.environ.get("SHOAL_TEST") != "1":
         raise StartRefused(
             f"cluster.toml names {len(config.nodes)} nodes, this version runs one: name only that"
         )

@@ -125,10 +125,13 @@ class ClusterView(Struct, frozen=True):
 
     map: ClusterMap
     shards: dict[CollectionId, Shards] = {}
+    serial: int = 0
+    """Counted by the agent itself: shards change without a new epoch of the map."""
 
     @property
     def epoch(self) -> int:
-        return self.map.epoch
+        """What a node publishes to its processes: of two views the later has the larger one."""
+        return max(self.serial, self.map.epoch)
 
 
 # -- lookups ------------------------------------------------------------------------------------------------

@@ -84,6 +84,8 @@ class ClusterConfig:
     read_only_api_key_file: str | None = None
     admin_key_file: str | None = None
     secret_file: str | None = None
+    auto_join: bool = False
+    """A node that knocks with the secret is taken in at once; else it waits until somebody says so."""
     tls: TlsConfig | None = None
 
     def node(self, node_id: str) -> NodeConfig:

@@ -25,6 +25,7 @@ _CLUSTER: dict[str, Reader] = {
     "read_only_api_key_file": values.path,
     "admin_key_file": values.path,
     "secret_file": values.path,
+    "auto_join": values.boolean,
 }
 _TLS: dict[str, Reader] = {"cert": values.path, "key": values.path, "ca": values.path}
 _NODE: dict[str, Reader] = {

@@ -1,7 +1,8 @@
 """Begins a cluster on an empty node, or finds the one that this node belongs to.
 
 In this order, so that a crash anywhere is followed by the same beginning: node.json with a new uuid;
-the register; the keys `voters` and `map`, each from none; node.json again, begun.
+the register; the keys `voters` and `map`, each from none; node.json again, begun. Several nodes agree on
+the uuid first, see founding.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import random
 import secrets
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +20,18 @@ from msgspec.structs import replace
 
 from agent.store.acceptor import Acceptor
 from agent.store.files import Files
+from agent.store.founding import Founding, FoundingPorts
+from agent.store.network import Network
 from agent.store.node_identity import NODE_JSON, NodeIdentity, read_identity, write_identity
 from agent.store.state.port import StateStore, Versioned
-from agent.store.state.quorum import QuorumState
+from agent.store.state.quorum import QuorumState, Voter
+from agent.store.state.remote import RegisterCalls, RemoteVoter
 from core.cluster import ClusterMap, Event, Node, NodeId, to_json
 from core.cluster_changes import add_node, stamped
-from core.config import NodeConfig
+from core.config import ClusterConfig, NodeConfig
 from core.consensus.register import VoterSet
 from core.errors import Damaged, InvariantBroken, StartRefused
+from net.logs import Log
 
 ACCEPTOR = "acceptor"
 
@@ -73,10 +79,72 @@ async def begin(folder: Path, node: NodeConfig, *, now_us: int, files: Files | N
     return Begun(known, state, acceptor, (*healed, *acceptor.damage))
 
 
-def _state_on(node: str, acceptor: Acceptor) -> QuorumState:
-    voters = VoterSet(1, frozenset({node}))
-    # New at each start: no ballot is ever used twice.
-    return QuorumState(voters, {node: acceptor}, proposer=secrets.token_hex(8), chance=random.Random())
+async def begin_among(
+    folder: Path,
+    config: ClusterConfig,
+    node: NodeConfig,
+    network: Network,
+    *,
+    now_us: Callable[[], int],
+    log: Log,
+    files: Files | None = None,
+) -> Begun:
+    """The same with other nodes; the network is listening and knows what to answer. Waits for the others.
+
+    Raises Damaged, StartRefused.
+    """
+    disk = files or Files()
+    identity = await asyncio.to_thread(read_identity, folder, node.id)
+    if identity is None and any((folder / ACCEPTOR).glob("*.log")):
+        raise StartRefused(
+            f"{folder / NODE_JSON} is missing, but there is a register: who this node was is not known. "
+            "Restore the file, or empty the folder and let the node join again"
+        )
+    acceptor = await Acceptor.open(
+        folder / ACCEPTOR, fresh=identity is None or not identity.begun, files=disk
+    )
+
+    def state_of(voters: tuple[str, ...]) -> StateStore:
+        return _state_on(node.id, acceptor, voters, network)
+
+    try:
+        ports = FoundingPorts(
+            folder=folder,
+            config=config,
+            me=node,
+            peers=network.peers,
+            state_of=state_of,
+            map_of=lambda: network.map,
+            now_us=now_us,
+            log=log,
+            files=disk,
+        )
+        founding = Founding(ports, identity)
+        network.cluster = identity.cluster if identity is not None else ""
+        network.handlers["store"] |= {**founding.handlers(), **RegisterCalls(acceptor).handlers()}
+        known = await founding.run()
+        network.cluster = known.cluster
+    except BaseException:
+        await acceptor.close()
+        raise
+    return Begun(known, state_of(known.voters), acceptor, acceptor.damage)
+
+
+def _state_on(
+    node: str, acceptor: Acceptor, voters: tuple[str, ...] = (), network: Network | None = None
+) -> QuorumState:
+    members = voters or (node,)
+    voting: dict[str, Voter] = {
+        member: RemoteVoter(network.peers.caller(member))
+        for member in members
+        if member != node and network is not None
+    }
+    if node in members:
+        voting[node] = acceptor
+    # The proposer's name is new at each start: no ballot is ever used twice.
+    return QuorumState(
+        VoterSet(1, frozenset(members)), voting, proposer=secrets.token_hex(8), chance=random.Random()
+    )
 
 
 async def _first_values(

@@ -24,6 +24,7 @@ import resource
 import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Collection as Collection_
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -55,6 +56,7 @@ from core.cluster import (
     Collection,
     CollectionId,
     Event,
+    Node,
     NodeId,
     Shard,
     Shards,
@@ -70,6 +72,8 @@ from net.logs import Log
 MAP_COPY = "map.json"
 DESCRIPTORS_PER_SHARD, DESCRIPTORS_KEPT = 12, 256
 """What the store opens for a shard, and what it needs beside: links, snapshots, the register."""
+UNNAMED_S = 600.0
+"""A log that the map does not name after this long was made for a collection that never came to be."""
 SHARDS_MAX = 4096
 """Shards on one node, of all collections: each has a place in the page, open files and its own SQLite."""
 
@@ -81,6 +85,16 @@ class Host(Protocol):
 
     async def make_logs(self, collection: Collection, histories: Mapping[int, int]) -> dict[int, int]:
         """Makes and closes a durable empty log for each shard (number → history id): their incarnations."""
+        ...
+
+    async def make_logs_at(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        """The same on another node. Raises Unavailable if it can't be reached."""
+        ...
+
+    async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
+        """Waits a moment for the other nodes to take the map and these `shards/…` up."""
         ...
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
@@ -109,7 +123,8 @@ class Catalogue:
         self._me, self._state = NodeId(begun.identity.node), begun.state
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
-        self._version = 0
+        self._versions: dict[str, int] = {}
+        """Of the keys as they are in the view."""
         self._is_stale = True
         self._view = ClusterView(ClusterMap(cluster=""))
 
@@ -119,7 +134,15 @@ class Catalogue:
     ) -> Catalogue:
         """Reads the map, and finishes what a crash left half done. Raises Damaged, InvariantBroken."""
         catalogue = cls(folder, begun, host, now_us, log)
-        catalogue._view = await catalogue._read()
+        try:
+            catalogue._view = await catalogue._read()
+        except Unavailable as problem:
+            if begun.identity.voters == (begun.identity.node,):
+                raise
+            # Reads go on without a majority of the voters, and what is acknowledged without them, too.
+            catalogue._view = await asyncio.to_thread(_read_copy, folder, problem)
+            log.warning("map.from_copy", epoch=catalogue.epoch, text=str(problem))
+            return catalogue
         await catalogue._clear_up()
         await catalogue._keep_copy()
         return catalogue
@@ -143,6 +166,24 @@ class Catalogue:
     async def close(self) -> None:
         """Waits for the changes that are under way."""
         await asyncio.gather(*self._running, return_exceptions=True)
+
+    # -- other nodes
+
+    async def take_up(self, keys: Collection_[str] | None = None) -> None:
+        """Reads the map and those of the keys `shards/…` (None: all), and installs what has changed."""
+        await self._owned(self._take_up(None if keys is None else frozenset(keys)))
+
+    async def watch_map(self) -> None:
+        """Returns when the map has another version than the view."""
+        await self._state.watch("map", self._versions.get("map", 0))
+
+    def is_behind(self, key: str, version: int) -> bool:
+        """Whether the key has been seen at a later version than the view has it."""
+        return version > self._versions.get(key, 0)
+
+    async def add_node(self, node: Node, *, who: str) -> None:
+        asked = _Asked("node.added", node.id, who)
+        await self._command(lambda m: m if node.id in m.nodes else changes.add_node(m, node), asked)
 
     # -- collections
 
@@ -199,6 +240,8 @@ class Catalogue:
         await self._owned(self._replace_replica(collection, shard, incarnation, history, asked))
 
     async def sweep_deleted(self, bounds: Bounds, *, is_low: Callable[[], bool]) -> list[str]:
+        if len(self.map.nodes) > 1:
+            await asyncio.to_thread(self._set_unnamed_aside, UNNAMED_S)
         return await asyncio.to_thread(sweep, self._folder, bounds, now_us=self._now_us(), is_low=is_low)
 
     # -- how a command becomes a change
@@ -242,25 +285,36 @@ class Catalogue:
             new = ClusterView(new_map, {id_: s for id_, s in known.items() if id_ in new_map.collections})
             check(new)
             self._is_stale = True  # until the answer is here: without one, only reading tells
-            answer = await self._state.compare_and_set("map", self._version, to_json(new_map))
+            answer = await self._state.compare_and_set("map", self._versions["map"], to_json(new_map))
             if isinstance(answer, int):
-                self._version, self._is_stale = answer, False
+                self._versions["map"], self._is_stale = answer, False
                 await self._install(new)
+                keys = [shards_key(shards.collection)] if shards is not None else []
+                await self._host.tell_others(self._view, keys)
                 return
             await self._look()
 
     async def _look(self) -> bool:
         """Reads the map. Whether it was another than the one that was known."""
-        if not self._is_stale and (await self._state.read("map")).version == self._version:
+        if not self._is_stale and (await self._state.read("map")).version == self._versions["map"]:
             return False
         await self._install(await self._read())
         return True
 
+    async def _take_up(self, keys: frozenset[str] | None) -> None:
+        async with self._turn:
+            await self._install(await self._read(keys))
+
     async def _install(self, new: ClusterView) -> None:
-        old, self._view = self._view, new
-        if new != old:
-            await self._host.map_changed(old, new)
-            await self._keep_copy()
+        old = self._view
+        if (new.map, new.shards) == (old.map, old.shards):
+            return
+        self._view = new if new.epoch > old.epoch else replace(new, serial=old.epoch + 1)
+        await self._host.map_changed(old, self._view)
+        for id_ in old.map.collections.keys() - new.map.collections.keys():
+            about = msgspec.json.encode(old.map.collections[id_])
+            await asyncio.to_thread(set_aside, self._folder, id_, about, now_us=self._now_us())
+        await self._keep_copy()
 
     async def _keep_copy(self) -> None:
         try:
@@ -269,15 +323,24 @@ class Catalogue:
             # The register has the map; a full disk must not make a change fail that has happened.
             self._log.warning("map.copy_not_written", text=str(e))
 
-    async def _read(self) -> ClusterView:
+    async def _read(self, keys: frozenset[str] | None = None) -> ClusterView:
+        """What holds now; of the shards that are known only those under `keys` are read again."""
         found = await self._state.read("map")
         cluster = decode_map(found)
-        keys = {id_: shards_key(id_) for id_ in cluster.collections}
-        values = await asyncio.gather(*(self._state.read(key) for key in keys.values()))
-        shards = {id_: _decode_shards(keys[id_], value) for id_, value in zip(keys, values, strict=True)}
+        known = self._view.shards if keys is not None else {}
+        wanted = {
+            id_: shards_key(id_)
+            for id_ in cluster.collections
+            if id_ not in known or (keys is not None and shards_key(id_) in keys)
+        }
+        values = await asyncio.gather(*(self._state.read(key) for key in wanted.values()))
+        read = {id_: _decode_shards(wanted[id_], value) for id_, value in zip(wanted, values, strict=True)}
+        shards = {id_: read.get(id_) or known[id_] for id_ in cluster.collections}
         view = ClusterView(cluster, shards)
         check(view)
-        self._version, self._is_stale = found.version, False
+        self._versions["map"] = found.version
+        self._versions |= {key: value.version for key, value in zip(wanted.values(), values, strict=True)}
+        self._is_stale = False
         return view
 
     # -- creating and deleting
@@ -337,16 +400,35 @@ class Catalogue:
             replication_factor=params.replication_factor,
         )
         histories = [secrets.randbits(63) for _ in places]
-        mine = {n: histories[n] for n, nodes in enumerate(places) if self._me in nodes}
-        made = await self._host.make_logs(collection, mine)
-        replicas = {(n, self._me): incarnation for n, incarnation in made.items()}
+        nodes = sorted({node for place_ in places for node in place_})
+        made = await asyncio.gather(
+            *(
+                self._logs_at(
+                    node, collection, {n: histories[n] for n, place_ in enumerate(places) if node in place_}
+                )
+                for node in nodes
+            )
+        )
+        replicas = {
+            (n, node): incarnation
+            for node, logs in zip(nodes, made, strict=True)
+            for n, incarnation in logs.items()
+        }
         return changes.first_shards(collection.id, places, replicas, histories)
+
+    async def _logs_at(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        if node == self._me:
+            return await self._host.make_logs(collection, histories)
+        return await self._host.make_logs_at(node, collection, histories)
 
     async def _put_shards(self, shards: Shards, *, version: int) -> None:
         key = shards_key(shards.collection)
         answer = await self._state.compare_and_set(key, version, to_json(shards))
         if isinstance(answer, VersionConflict):
             raise InvariantBroken(f"{key} is at version {answer.current.version}, expected {version}")
+        self._versions[key] = answer
 
     async def _delete(self, name: str, asked: _Asked) -> bool:
         async with self._turn:
@@ -355,7 +437,7 @@ class Catalogue:
             if gone is None:
                 return False
             await self._change(lambda m: changes.delete_collection(m, name), asked)
-            await self._set_aside(gone.id, msgspec.json.encode(gone))
+            await self._delete_key(shards_key(gone.id))
             return True
 
     async def _switch(self, collection: Collection, shards: Shards, asked: _Asked) -> None:
@@ -365,7 +447,7 @@ class Catalogue:
             await self._put_shards(shards, version=0)
             await self._change(lambda m: changes.replace_collection(m, collection), asked, shards)
             if old is not None:
-                await self._set_aside(old.id, msgspec.json.encode(old))
+                await self._delete_key(shards_key(old.id))
 
     async def _replace_replica(
         self, id_: CollectionId, number: int, incarnation: int, history: int, asked: _Asked
@@ -402,15 +484,18 @@ class Catalogue:
                 put_in_place(self._folder, id_, number, incarnation, now_us=self._now_us())
             else:
                 shutil.rmtree(staged_folder(self._folder, id_, number, incarnation))
-        on_disk = collections_on_disk(self._folder)
-        keys = await self._state.list(SHARDS_PREFIX)
-        for id_ in on_disk | {int(key.removeprefix(SHARDS_PREFIX)) for key in keys}:
-            if id_ not in self.map.collections:
-                await self._set_aside(CollectionId(id_), b"{}")
+        await asyncio.to_thread(self._set_unnamed_aside, 0.0 if len(self.map.nodes) == 1 else UNNAMED_S)
+        if len(self.map.nodes) > 1:
+            return  # another node may just be making a collection: its keys come before the map names it
+        for key in await self._state.list(SHARDS_PREFIX):
+            if int(key.removeprefix(SHARDS_PREFIX)) not in self.map.collections:
+                await self._delete_key(key)
 
-    async def _set_aside(self, id_: CollectionId, about: bytes) -> None:
-        await asyncio.to_thread(set_aside, self._folder, id_, about, now_us=self._now_us())
-        await self._delete_key(shards_key(id_))
+    def _set_unnamed_aside(self, older_than_s: float) -> None:
+        for id_ in collections_on_disk(self._folder) - self.map.collections.keys():
+            made_s = max(os.stat(folder).st_mtime for folder in shard_folders(self._folder, id_))
+            if older_than_s == 0 or self._now_us() / 1e6 - made_s >= older_than_s:
+                set_aside(self._folder, id_, b"{}", now_us=self._now_us())
 
     async def _discard(self, id_: CollectionId) -> None:
         """Logs that never held anything."""
@@ -436,6 +521,15 @@ def _decode_shards(key: str, found: Versioned) -> Shards:
         return msgspec.json.decode(found.value, type=Shards)
     except msgspec.DecodeError as e:
         raise Damaged(f"{key} in the register, version {found.version}, cannot be read: {e}") from None
+
+
+def _read_copy(folder: Path, problem: Unavailable) -> ClusterView:
+    try:
+        view = msgspec.json.decode((folder / MAP_COPY).read_bytes(), type=ClusterView)
+    except (OSError, msgspec.DecodeError) as e:
+        raise Unavailable(f"{problem}; and there is no map from before: {e}") from None
+    check(view)
+    return view
 
 
 def _write_copy(folder: Path, view: ClusterView) -> None:

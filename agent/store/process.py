@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +16,14 @@ from agent.child import SOCKET, Spec, die_with_parent
 from agent.link import Answer, Handler, Header, Server
 from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardPlaces
-from agent.store.beginning import begin
+from agent.store.beginning import Begun, begin, begin_among
 from agent.store.builds import Builds
 from agent.store.catalogue import Catalogue
 from agent.store.changes import Changes
 from agent.store.deleted import Bounds
 from agent.store.guards import Guards, room_of
+from agent.store.map_calls import MapCalls
+from agent.store.network import Network
 from agent.store.node_identity import lock_folder
 from agent.store.parsers import Parsers
 from agent.store.schemas import shard_schema
@@ -31,12 +33,14 @@ from agent.store.settings_calls import SettingsCalls
 from agent.store.shard import Shard, ShardPorts, ShardSettings
 from agent.store.snapshot_calls import SnapshotCalls
 from agent.store.snapshots import Snapshots
+from agent.store.state_calls import StateCalls
 from agent.store.writes import Open, Writes, target_of
 from core.api.checks import Limits
 from core.build_plan import BuildRules
-from core.cluster import ClusterMap, ClusterView, Collection, CollectionId, directory, to_json
-from core.errors import NotFound
+from core.cluster import ClusterMap, ClusterView, Collection, CollectionId, NodeId, directory, to_json
+from core.errors import NotFound, Unavailable
 from net.logs import Log
+from net.trust import is_networked
 
 TICK_S = 0.1
 GUARD_S = 0.5
@@ -75,6 +79,11 @@ class Store:
             on_sync=self._metrics.histogram("shoal_log_fsync_seconds").observe,
             searched=Searched(page),
         )
+        config = spec.config
+        self._network = Network(config, spec.node, self._metrics, log) if is_networked(config) else None
+        self._others: MapCalls | None = None
+        if self._network is not None:
+            self._others = MapCalls(self._network, self.make_logs, auto_join=config.auto_join, log=log)
         self._closed: set[tuple[CollectionId, int]] = set()
         self._parsers = Parsers(log)
         self._flags = NodeFlag(0)
@@ -91,7 +100,7 @@ class Store:
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         async with asyncio.TaskGroup() as tasks:
             ticking = tasks.create_task(self._tick(), name="tick")
-            begun = await begin(Path("."), self._spec.node, now_us=now_us())
+            begun = await self._begin()
             for healed in begun.healed:
                 self._log.warning("store.healed", text=healed)
             catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
@@ -113,11 +122,18 @@ class Store:
                 tasks.create_task(self._sweep(catalogue), name="sweep"),
                 tasks.create_task(self._keep_parsers(), name="parsers"),
             ]
+            if self._network is not None and self._others is not None:
+                self._serve_nodes(self._network, self._others, begun, catalogue)
+                voting = self._spec.node.id in begun.identity.voters
+                follow = self._others.follow(catalogue, begun.acceptor if voting else None)
+                watching.append(tasks.create_task(follow, name="map"))
             await stop.wait()
             self._publish(self._flags | NodeFlag.STOPPING)
             for task in watching:
                 task.cancel()
             await server.close()
+            if self._network is not None:
+                await self._network.close()
             await snapshot_calls.close()
             await snapshots.close()
             await catalogue.close()
@@ -148,6 +164,34 @@ class Store:
             check_room=self._guards.admit_copy,
             limits=self._limits,
         )
+
+    # -- other nodes
+
+    async def _begin(self) -> Begun:
+        """Belongs to a cluster when it returns. With other nodes it waits for them, as long as it takes."""
+        if self._network is None:
+            return await begin(Path("."), self._spec.node, now_us=now_us())
+        await self._network.start()
+        config, node = self._spec.config, self._spec.node
+        return await begin_among(Path("."), config, node, self._network, now_us=now_us, log=self._log)
+
+    def _serve_nodes(self, network: Network, others: MapCalls, begun: Begun, catalogue: Catalogue) -> None:
+        calls = others.handlers(catalogue)
+        network.handlers["store"].update(calls)
+        network.handlers["console"].update(StateCalls(begun.state).handlers())
+        network.handlers["console"]["map.changed"] = calls["map.changed"]
+        network.epoch = lambda: catalogue.map.epoch
+
+    async def make_logs_at(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        if self._others is None:
+            raise Unavailable(f"node {node} cannot be asked: this node's file names no secret_file")
+        return await self._others.make_logs_at(node, collection, histories)
+
+    async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
+        if self._others is not None:
+            await self._others.tell(view, keys)
 
     # -- settings
 
@@ -223,6 +267,8 @@ class Store:
         self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
         self._published = view
         self._page.write_node(self._page.node()._replace(epoch=view.epoch))
+        if self._network is not None:
+            self._network.learn(view.map)
 
     async def _take_collection(self, info: Collection, shard_count: int) -> None:
         there = self._open.get(info.id)

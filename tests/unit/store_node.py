@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from agent.store.schemas import shard_schema
 from agent.store.shard import Shard, ShardPorts, ShardSettings
 from agent.store.snapshots import Snapshots
 from core.api.checks import DEFAULT_LIMITS
-from core.cluster import ClusterView, Collection, CollectionId, named
+from core.cluster import ClusterView, Collection, CollectionId, NodeId, named
 from core.config import NodeConfig
 from core.hashing import id_key, point_id, shard_of
 from core.wire import Delete, Op, Rows, Upsert
@@ -58,6 +58,14 @@ class StoreNode:
                 history=history,
             )
         return made
+
+    async def make_logs_at(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        raise AssertionError(f"there is no node {node}")
+
+    async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
+        assert list(view.map.nodes) == ["n1"]
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
         await self.open.pop((collection, shard)).close()

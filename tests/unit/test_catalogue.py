@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from agent.store.state.port import StateStore, VersionConflict, Versioned
 from core.api.collections import CreateAlias, DeleteAlias, UpdateCollection
 from core.api.config import CollectionParams, Distance, Optimizers, VectorParams
 from core.api.indexes import FieldIndex
-from core.cluster import ClusterView, Collection, CollectionId, named, shards_key
+from core.cluster import ClusterView, Collection, CollectionId, NodeId, named, shards_key
 from core.config import NodeConfig
 from core.errors import Conflict, Damaged, NoRoom, NotFound, StartRefused, Unavailable
 from net.logs import log_to
@@ -50,6 +50,14 @@ class FolderHost:
             made[number] = next(self.incarnations)
             (folder / "incarnation").write_text(str(made[number]))
         return made
+
+    async def make_logs_at(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        raise AssertionError(f"there is no node {node}")
+
+    async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
+        assert list(view.map.nodes) == ["n1"]
 
     async def close_shard(self, collection: CollectionId, shard: int) -> None:
         assert shard_folder(self.data, collection, shard).exists()
