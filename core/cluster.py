@@ -118,6 +118,8 @@ class Shards(Struct, frozen=True, kw_only=True):
     collection: CollectionId
     leader_term: int = 0
     shards: tuple[Shard, ...]
+    events: tuple[Event, ...] = ()
+    """What the last CASes of this key did."""
 
 
 class ClusterView(Struct, frozen=True):
