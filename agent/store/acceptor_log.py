@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from agent.store.files import Files
+from agent.store.formats import refused_format
 from core.consensus.register import Cell
 from core.errors import Damaged
 
@@ -24,7 +25,9 @@ COPIES = ("a.log", "b.log")
 
 _WHAT_NOW = "restore this node from a snapshot, or move the data folder away and begin anew"
 _UNREADABLE = -1  # the generation of a copy without a valid header
-_MAGIC = b"SHOALACC\x01"  # the last byte is the format
+FORMAT = 1
+_NAME = b"SHOALACC"
+_MAGIC = _NAME + bytes([FORMAT])
 _HEADER = struct.Struct("<9sQQI")  # magic, generation, records in it from the start, crc of these
 _MARK = b"\xa5acc"
 _RECORD = struct.Struct("<4sIIQQ")  # mark, body bytes, crc of what follows, number, synced
@@ -76,7 +79,7 @@ def encode_records(saved: Iterable[Saved], *, synced: int) -> bytes:
 
 
 def load(folder: Path, files: Files, *, fresh: bool) -> Loaded:
-    """The newest state that both copies together prove. Raises Damaged, naming the files."""
+    """The newest state that both copies together prove. Raises Damaged, naming the files, StartRefused."""
     folder.mkdir(mode=0o700, exist_ok=True)
     files.sync_folder(folder.parent)
     copies = [copy for name in COPIES if (copy := _read_copy(folder / name)) is not None]
@@ -122,6 +125,9 @@ def _read_copy(path: Path) -> _Copy | None:
         data = b"".join(iter(lambda: os.read(fd, 1 << 20), b""))
     finally:
         os.close(fd)
+    format_ = _whole_format(data)
+    if format_ is not None and format_ != FORMAT:
+        raise refused_format(path, format_, FORMAT)
     header = _read_header(data)
     if header is None:
         return _Copy(path, _UNREADABLE, 0, {}, b"", "has a damaged header")
@@ -169,6 +175,14 @@ def _crc(number: int, synced: int, body: bytes) -> int:
 def _header(generation: int, initial: int) -> bytes:
     plain = _HEADER.pack(_MAGIC, generation, initial, 0)[:-4]
     return plain + zlib.crc32(plain).to_bytes(4, "little")
+
+
+def _whole_format(data: bytes) -> int | None:
+    """The format of a header whose checksum is right: where it stands holds for every format to come."""
+    if len(data) < _HEADER.size or not data.startswith(_NAME):
+        return None
+    *_, crc = _HEADER.unpack_from(data)
+    return data[len(_NAME)] if zlib.crc32(data[: _HEADER.size - 4]) == crc else None
 
 
 def _read_header(data: bytes) -> tuple[int, int] | None:

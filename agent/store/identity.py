@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Struct
 
 from agent.store.files import Files
+from agent.store.formats import check_json_format
 from core.errors import Damaged
 from core.replication.replica import Identity
 
+FORMAT = 1
 _NAMES = ("replica.json", "replica-copy.json")
 """Two, because a forgotten promise is a broken fence and nothing else could tell what it was."""
 
@@ -22,6 +24,7 @@ class _Stored(Struct, frozen=True):
     promised: int
     crc: int
     leader_term: int = 0
+    format: int = FORMAT
 
 
 def write_identity(log_folder: Path, identity: Identity, files: Files) -> None:
@@ -34,13 +37,18 @@ def write_identity(log_folder: Path, identity: Identity, files: Files) -> None:
 
 
 def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
-    """The identity with the newest promise, and what is wrong with the copies. Raises Damaged."""
+    """The identity with the newest promise, and what is wrong with the copies.
+
+    Raises Damaged, StartRefused.
+    """
     found: list[Identity] = []
     wrong: list[str] = []
     for name in _NAMES:
         path = log_folder / name
         try:
-            stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
+            raw = path.read_bytes()
+            check_json_format(path, raw, FORMAT)
+            stored = msgspec.json.decode(raw, type=_Stored)
             identity = Identity(stored.incarnation, stored.history, stored.promised, stored.leader_term)
             if stored.crc != _crc(identity):
                 raise Damaged(f"{path}: checksum is not {stored.crc}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.store.files import Files
+from agent.store.formats import refused_format
 from core.errors import Damaged, NoRoom, Unavailable
 from core.replication.log import Entry, Position
 
@@ -27,7 +28,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STEP_MIN, _STEP_MAX, _STEP_PART = 256 << 10, 8 << 20, 4
 
 HEADER = struct.Struct("<8sII6Q")
-"""magic, format, crc32 of what follows, collection, shard, incarnation, history, base term, base seq"""
+"""magic, format, crc32 of the format and what follows, collection, shard, incarnation, history, base term,
+base seq. Where these 64 bytes are, and what the crc covers, holds for every format to come."""
 ENTRY = struct.Struct("<II4Q16s16sII")
 """length of the op, crc32, term, seq, time µs, synced, request id, body hash, number, schema"""
 CRC_FROM = 8
@@ -67,18 +69,22 @@ def entry_crc(head: bytes | memoryview, op: bytes | memoryview) -> int:
 
 def encode_header(owner: LogOwner, base: Position) -> bytes:
     body = HEADER.pack(MAGIC, FORMAT, 0, *owner, *base)[16:]
-    return MAGIC + struct.pack("<II", FORMAT, zlib.crc32(body)) + body
+    return MAGIC + struct.pack("<II", FORMAT, _header_crc(FORMAT, body)) + body
+
+
+def _header_crc(version: int, body: bytes | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(version.to_bytes(4, "little")))
 
 
 def decode_header(path: Path, raw: bytes | memoryview) -> tuple[LogOwner, Position]:
-    """Raises Damaged."""
+    """Raises Damaged, and StartRefused if it is whole and of a later format."""
     if len(raw) < HEADER.size:
         raise Damaged(f"{path}: {len(raw)} bytes are no log file; its header has {HEADER.size}")
     magic, version, crc, *fields = HEADER.unpack_from(raw)
-    if magic != MAGIC or crc != zlib.crc32(raw[16 : HEADER.size]):
+    if magic != MAGIC or crc != _header_crc(version, raw[16 : HEADER.size]):
         raise Damaged(f"{path}: the header at offset 0 does not match its checksum")
     if version != FORMAT:
-        raise Damaged(f"{path}: log format {version}, this version of Shoal reads {FORMAT}")
+        raise refused_format(path, version, FORMAT)
     return LogOwner(*fields[:4]), Position(*fields[4:])
 
 

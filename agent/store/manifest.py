@@ -10,10 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from agent.store.files import Files
+from agent.store.formats import check_json_format
 from core.api.config import Distance
 from core.errors import Damaged
 
 NAME = "manifest.json"
+FORMAT = 1
 BLOCK_BYTES = 64 << 10
 """What one checksum covers."""
 
@@ -106,6 +108,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     vectors: dict[str, VectorState] = {}
     columns: dict[str, ColumnState] = {}
     files: dict[str, FileBlocks] = {}
+    format: int = FORMAT
     crc: int = 0
 
     @property
@@ -128,12 +131,13 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises FileNotFoundError, or Damaged if it is not what was written."""
+    """Raises FileNotFoundError, Damaged if it is not what was written, StartRefused if by a later version."""
     raw = path.read_bytes()
     # Over the text as it was written, not as this version would write it: fields will come and go.
     text, mark, crc = raw.rpartition(_CRC_MARK)
     if not mark or crc != b"%d}" % zlib.crc32(text + _CRC_MARK + b"0}"):
         raise Damaged(f"{path}: its checksum is not {crc[:20].decode('ascii', 'replace')}")
+    check_json_format(path, raw, FORMAT)
     try:
         return _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.store.files import Files
+from agent.store.formats import check_json_format
 from core.errors import Damaged, StartRefused
 
 NODE_JSON = "node.json"
@@ -55,14 +56,14 @@ def read_identity(folder: Path, node: str) -> NodeIdentity | None:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
+    if _is_whole(raw):
+        check_json_format(path, raw, FORMAT)
     try:
         identity = msgspec.json.decode(raw, type=NodeIdentity)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise Damaged(f"{path} cannot be read: {e}") from None
     if _encoded(identity) != raw:
         raise Damaged(f"{path} does not match its checksum")
-    if identity.format != FORMAT:
-        raise StartRefused(f"{path} has format {identity.format}, this version of Shoal reads {FORMAT}")
     if identity.node != node:
         raise StartRefused(
             f"{folder} belongs to node {identity.node!r}, this agent is {node!r}: check data_dir and --node"
@@ -72,6 +73,12 @@ def read_identity(folder: Path, node: str) -> NodeIdentity | None:
 
 def write_identity(folder: Path, identity: NodeIdentity, files: Files) -> None:
     files.replace(folder / NODE_JSON, _encoded(identity))
+
+
+def _is_whole(raw: bytes) -> bool:
+    """By the text, as a later version may have other fields; the last one is always the checksum."""
+    text, mark, crc = raw.rpartition(b'"crc":')
+    return bool(mark) and crc == b"%d}" % zlib.crc32(text + mark + b"0}")
 
 
 def _encoded(identity: NodeIdentity) -> bytes:

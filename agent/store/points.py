@@ -29,11 +29,14 @@ from agent.points_reader import (
     slots_by_keys,
 )
 from agent.store.files import Files
+from agent.store.formats import refused_format
 from core.errors import Damaged
 from core.replication.recent import Remembered
 from core.wire import Outcome
 
 NAME = "points.db"
+FORMAT = 1
+"""In the database's user_version."""
 I64 = npt.NDArray[np.int64]
 _BUSY_WAIT_MS = 5_000
 _CHECKPOINT_WAIT_MS = 50
@@ -97,7 +100,16 @@ class PointsDb:
         self.db.execute(f"PRAGMA soft_heap_limit = {CACHES_BYTES_MAX}")
         self.db.execute("PRAGMA temp_store = MEMORY")
         self.db.execute("PRAGMA trusted_schema = OFF")
+        self._check_format()
         self.db.executescript(SCHEMA)
+
+    def _check_format(self) -> None:
+        (found,) = self.db.execute("PRAGMA user_version").fetchone()
+        if found not in (0, FORMAT):
+            self.db.close()
+            raise refused_format(self.path, found, FORMAT)
+        if not found:
+            self.db.execute(f"PRAGMA user_version = {FORMAT}")
 
     # -- transactions -----------------------------------------------------------------------------------
 
