@@ -7,13 +7,15 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, cast
 
+import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from agent.front.framing import Framing, Plain
-from agent.front.responses import Response
+from agent.front.responses import Response, WholeResponse
 from agent.metrics import Metrics
 from core.settings import Settings
 
@@ -27,6 +29,7 @@ HOLDING_MAX = 64
 AT_ONCE_MAX = 64
 """Requests that are answered as they arrive, in one turn of the loop, which must not stand still."""
 _SWEEP_S = 1.0
+_WHY_CHARS_MAX = 100
 
 Handle = Callable[[web.BaseRequest], Awaitable[Response]]
 AtOnce = Callable[[Plain], bytes | None]
@@ -70,6 +73,25 @@ class Connection(RequestHandler):
         """Give aiohttp what is held: it has deadlines for the rest."""
         self._server.note_holding(self, False)
         super().data_received(self._framing.release())
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A head that can't be read: an answer like all others, that ends the connection."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        # What follows the first line shows the bytes in question.
+        why = (message or HTTPStatus(status).phrase).partition("\n")[0].rstrip(":")[:_WHY_CHARS_MAX]
+        error = {"error": f"the request is not HTTP: {why}" if status < 500 else "internal error"}
+        body = msgspec.json.encode({"status": error, "time": 0.0, "result": None})
+        code = "bad-request" if status < 500 else "internal"
+        response = WholeResponse(body, status=status, headers={"X-Shoal-Error": code})
+        response.force_close()
+        return cast(web.StreamResponse, response)
 
     def _answer(self, plain: Plain) -> bool:
         """Whether it has been answered: only if nothing is under way, and the client takes its answers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -49,3 +51,33 @@ def _picture(rest: Rest) -> Any:
     rest.close()
     points = rest.post("/collections/target/points/scroll", {"with_vector": True, "limit": 100}).result
     return points, rest.get("/collections").result, rest.get("/aliases").result
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /collections HTTP/1.1\r\n\r\n",  # without Host
+        b"G\xc3\x96T / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Big: " + b"a" * 10_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["no host", "method", "long path", "two lengths", "long header", "TLS"],
+)
+def test_a_head_that_cannot_be_read_gets_an_answer_like_all_others(
+    shared_agent: RunningAgent, head: bytes
+) -> None:
+    """In the envelope, ending the connection, and without telling what we are made of."""
+    with socket.create_connection(("127.0.0.1", shared_agent.port), 5) as sock:
+        sock.sendall(head)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    line, _, rest = answer.partition(b"\r\n")
+    headers, _, body = rest.partition(b"\r\n\r\n")
+    assert line == b"HTTP/1.1 400 Bad Request"
+    assert b"connection: close" in headers.lower()
+    assert b"server:" not in headers.lower()
+    assert b"aiohttp" not in answer
+    told = json.loads(body)
+    assert told["result"] is None
+    assert told["status"]["error"].startswith("the request is not HTTP: ")
