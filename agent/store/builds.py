@@ -38,6 +38,8 @@ I64 = NDArray[np.int64]
 SAVE_S_PER_BYTE = 3.7e-9
 """Until a save was measured on this machine."""
 LOOK_S = 0.1
+LOOK_SHARE = 0.05
+"""Of the loop's time for looking at thousands of shards; then they are looked at less often."""
 COUNT_S = 1.0
 """Dead rows of a shard that is written to are counted no more often than this."""
 QUIET_S = 2.0
@@ -130,9 +132,12 @@ class Builds:
 
     async def keep_house(self) -> None:
         """Flag the shards that are being built, and free the space of dead slots; runs until cancelled."""
+        loop, took_s = asyncio.get_running_loop(), 0.0
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(max(LOOK_S, took_s / LOOK_SHARE))
+            began_s = loop.time()
             self.flag_shards()
+            took_s = loop.time() - began_s
             for shard in list(self._shards()):
                 await self.free(shard)
 
