@@ -352,6 +352,7 @@ class Store:
             ("shoal_log_entries_total", sum(s.entries for s in found)),
             ("shoal_log_groups_total", sum(s.groups for s in found)),
             ("shoal_checkpoints_total", sum(s.checkpoints for s in found)),
+            ("shoal_shard_work_died_total", sum(s.deaths for s in found)),
         ):
             sample = self._metrics.counter if name.endswith("_total") else self._metrics.gauge
             sample(name).set(value)

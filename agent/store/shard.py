@@ -31,6 +31,7 @@ from agent.store.apply import Applier
 from agent.store.checkpoint import Checkpoints
 from agent.store.checks import check_op
 from agent.store.disk_errors import disk_error
+from agent.store.kept_up import KeptUp
 from agent.store.log import ID_BYTES, LogWriter
 from agent.store.manifest import Manifest, Segment, ShardSchema
 from agent.store.pacing import Pacing, tail_bound
@@ -41,7 +42,7 @@ from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
 from agent.store.upkeep import Upkeep
 from core.build_plan import slots_beyond
-from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, TooLarge, Unavailable
+from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, StartRefused, TooLarge, Unavailable
 from core.hashing import KEY_BYTES
 from core.replication.effects import SteppedDown
 from core.replication.replica import Identity, KeepIdentity, Replica, StaleTerm
@@ -88,6 +89,7 @@ class Shard:
         self._broken: ShoalError | None = None
         """Why writes are refused until a restart."""
         self._filling = asyncio.Lock()
+        self._kept_up = KeptUp(self._log, self._stop_writing)
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- opening and closing ----------------------------------------------------------------------------
@@ -166,6 +168,10 @@ class Shard:
             recovered = await self._run(recovery.open)
             self._start(recovered)
             await self._begin(recovered)
+        except StartRefused:
+            await self._let_go()
+            self._publisher.close()
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is: a node starts, though one shard may not
             found = disk_error(error, f"opening {self.folder}")
             await self._let_go()
@@ -266,14 +272,15 @@ class Shard:
             points=meta.count,
             flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
         )
-        self._tasks += [*self._pipeline.start(), asyncio.create_task(self._upkeep.keep_house())]
+        self._tasks += [self._kept_up.watch("writing", stage) for stage in self._pipeline.start()]
+        self._tasks.append(self._kept_up.again("upkeep", self._upkeep.keep_house)[0])
         if not recovered.checked:
-            self._tasks.append(asyncio.create_task(self._scrub_quietly()))
+            self._tasks.append(self._kept_up.again("scrub", self._scrub_quietly)[0])
         if self.schema.columns.keys() - self._ready:
-            filling = asyncio.create_task(self._fill_columns())
+            filling, tried = self._kept_up.again("filling of columns", self._fill_columns)
             self._tasks.append(filling)
             if meta.count <= FILL_AT_START_ROWS_MAX:
-                await asyncio.wait([filling])
+                await tried.wait()
 
     @property
     def damage(self) -> str | None:
@@ -289,6 +296,11 @@ class Shard:
         self._broken = error
         self._pipeline.refuse_writes(error)
         self._publisher.set_flags(off=ShardFlag.IN_SYNC)
+
+    def _stop_writing(self, error: ShoalError) -> None:
+        """Nobody works on what waits any more."""
+        self._give_up(error)
+        self._pipeline.fail(error)
 
     def _refuse(self, damage: Damaged) -> None:
         """Stop serving: what the files say can't be trusted."""
@@ -557,6 +569,7 @@ class Shard:
             dead_rows=len(self._applier.dead),
             checkpoints=self._upkeep.checkpoints,
             checkpoint_s=self._upkeep.checkpoint_took_s,
+            deaths=self._kept_up.deaths,
         )
 
     async def _exclusively(self, work: Callable[..., T], *args: object) -> T:

@@ -66,3 +66,5 @@ class ShardStatistics(NamedTuple):
     checkpoints: int
     checkpoint_s: float
     """How long the last one took."""
+    deaths: int
+    """How often work beside the writes ended by a bug."""
