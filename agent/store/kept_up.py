@@ -1,4 +1,4 @@
-"""A shard's work beside its writes: what ends by a bug is logged and counted, and begun again after a while."""
+"""A shard's work beside its writes: what ends by a bug is logged, counted, and begun again later."""
 
 from __future__ import annotations
 

@@ -42,7 +42,16 @@ from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
 from agent.store.upkeep import Upkeep
 from core.build_plan import slots_beyond
-from core.errors import Damaged, DeadlineExceeded, NoRoom, Overloaded, ShoalError, StartRefused, TooLarge, Unavailable
+from core.errors import (
+    Damaged,
+    DeadlineExceeded,
+    NoRoom,
+    Overloaded,
+    ShoalError,
+    StartRefused,
+    TooLarge,
+    Unavailable,
+)
 from core.hashing import KEY_BYTES
 from core.replication.effects import SteppedDown
 from core.replication.replica import Identity, KeepIdentity, Replica, StaleTerm
