@@ -29,6 +29,8 @@ from core.payload import parse_path
 
 U8 = NDArray[np.uint8]
 
+_OPEN, _DAMAGED, _PUBLISHING = map(int, (ShardFlag.OPEN, ShardFlag.DAMAGED, ShardFlag.PUBLISHING))
+"""As numbers: the & of an enum takes a microsecond, three times a search."""
 _AHEAD_SLOTS = 1 << 14
 """Live bits are copied this far beyond the last slot known, because the page is read after them."""
 _TRIES = 64
@@ -142,19 +144,19 @@ class ShardReader:
         page, place = self._page, self._place
         for _ in range(_TRIES):
             before = page.shard(place)
-            quiet = not before.flags & ShardFlag.PUBLISHING
+            quiet = not before.flags & _PUBLISHING
             if quiet:
                 self._quiet_high = before.slot_high
             base, top = before.slot_low >> 3, max(self._known_high, before.slot_high) + _AHEAD_SLOTS
             bits = self._live_bytes((top + 7) >> 3)[base:].copy()
             record = page.shard(place)
-            if record.flags & ShardFlag.DAMAGED:
+            if record.flags & _DAMAGED:
                 raise Damaged(
                     f"shard {self.folder.name} is damaged, the store's log names the file; "
                     "restore the shard or the collection from a snapshot"
                 )
             # The place may be another shard's by now, or another replica's of this one.
-            if not record.flags & ShardFlag.OPEN or record.incarnation != self.manifest.incarnation:
+            if not record.flags & _OPEN or record.incarnation != self.manifest.incarnation:
                 raise Unavailable(f"shard {self.folder.name} is not open; it may be starting")
             clean = quiet and before.applied == record.applied and before.slot_high == record.slot_high
             if not clean:

@@ -199,9 +199,9 @@ class Search:
         return [self._ranked(*one) for one in zip(slots, scores, strict=True)]
 
     def _ranked(self, slots: I64, scores: F32) -> Found:
-        order = np.argsort(-scores, kind="stable")[: self._limit + 1]
+        order = (-scores).argsort(kind="stable")[: self._limit + 1]
         ranked = scores[order]
-        if (ranked[1:] == ranked[:-1]).any():
+        if len(set(ranked.tolist())) < len(ranked):
             order = best(scores, self._limit, lambda at: self._look.keys(slots[at]))
             return slots[order], scores[order]
         return slots[order[: self._limit]], ranked[: self._limit]

@@ -184,7 +184,10 @@ class Look:
     def keys(self, slots: I64) -> list[bytes]:
         if not len(slots):
             return []
-        return split(self.reader.ids(max(self.high, int(slots.max()) + 1))[slots])
+        try:
+            return split(self.reader.ids(self.high).take(slots, axis=0))
+        except IndexError:  # younger than the look
+            return split(self.reader.ids(int(slots.max()) + 1).take(slots, axis=0))
 
     def slots(self, keys: Sequence[bytes]) -> I64:
         found = self.reader.points.slots(keys)
@@ -202,9 +205,9 @@ class Look:
     def seqs(self, slots: I64) -> I64:
         low = self.record.slot_low
         known = self.reader.seqs.table(self.record.edits, low, self.high)
-        if known is not None and (not len(slots) or int(slots.max()) < self.high):
-            found: I64 = known[slots - low]
-            if found.all():
+        if known is not None and (not len(slots) or max(slots.tolist()) < self.high):
+            found: I64 = known.take(slots - low)
+            if np.count_nonzero(found) == len(found):
                 return found
         rows = self._stored(slots)
         seqs = np.array([rows[slot].seq if slot in rows else 0 for slot in slots.tolist()], np.int64)

@@ -65,12 +65,13 @@ def query_row(values: Sequence[float], params: VectorParams, where: str = "query
         raise wrong_size(params.size, len(values))
     row = np.frombuffer(_pack(values, where), np.float32)
     wide = row.astype(np.float64)
-    squares = float(wide @ wide)
+    squares = float(wide.dot(wide))
     if not isfinite(squares):  # squares of f32 can't overflow f64, so some value is not finite
         raise _not_finite(where)
     if params.distance is not Distance.COSINE or squares == 0.0:
         return row
-    unit: F32 = (wide * (1.0 / sqrt(squares))).astype(np.float32)
+    wide *= 1.0 / sqrt(squares)
+    unit: F32 = wide.astype(np.float32)
     return unit
 
 
