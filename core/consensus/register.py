@@ -78,7 +78,7 @@ def is_majority(answered: Collection[str], voters: frozenset[str]) -> bool:
 
 
 def encode_voters(voters: VoterSet) -> bytes:
-    return msgspec.json.encode(voters)
+    return msgspec.json.encode(voters, order="deterministic")
 
 
 def decode_voters(data: bytes) -> VoterSet:

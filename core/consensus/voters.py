@@ -69,7 +69,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ListKeys:
-    """All keys that the voter has accepted a value of → on_keys"""
+    """All keys that the voter has a cell of, even if it only promised → on_keys
+
+    Else ballots of such a key could begin anew at the new voters, below what an old one has accepted; and
+    should that one return, its value would win.
+    """
 
     asked: int
     voter: str
@@ -190,7 +194,7 @@ class VoterChange:
 
     def on_failed(self, asked: int, voter_or_key: str) -> list[Effect]:
         """No answer within the deadline of the call, or of the operation on a key."""
-        if asked != self._asked:
+        if asked != self._asked or self._phase is _Phase.OVER:
             return []
         self._silent.add(voter_or_key)
         if self._phase is _Phase.TELL:
