@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
@@ -98,14 +99,14 @@ def _read_file(log: FoundLog, path: Path, owner: LogOwner, *, newest: bool) -> i
     log.newest = path
     offset, next_seq = HEADER.size, first_seq_of(path)
     while True:
-        entry, size = _entry_at(data, offset, next_seq)
+        entry, size = entry_at(data, offset, next_seq)
         if entry is None:
             follower = _find_entry(data, offset, next_seq)
             # If nobody knew the unreadable one to be on disk, it is one torn append, with all behind it.
             if follower is None or (newest and follower[1] < next_seq):
                 break
             at = follower[0]
-            entry, size = _entry_at(data, at, None)
+            entry, size = entry_at(data, at, None)
             assert entry is not None
             log.gaps.append(Gap(path, offset, next_seq, entry.seq - 1))
             offset = at
@@ -132,7 +133,7 @@ def _read_from_disk(path: Path) -> bytes:
         os.close(fd)
 
 
-def _entry_at(data: bytes, offset: int, seq: int | None) -> tuple[Entry | None, int]:
+def entry_at(data: bytes | mmap, offset: int, seq: int | None) -> tuple[Entry | None, int]:
     """The entry at `offset` if it is whole (and has that seq), and its padded size."""
     if offset + ENTRY.size > len(data):
         return None, 0
@@ -161,7 +162,7 @@ def _find_entry(data: bytes, offset: int, seq: int) -> tuple[int, int] | None:
     words = np.frombuffer(data, dtype="<u8", count=(len(data) - start) // 8, offset=start)
     for index in np.flatnonzero((words > seq) & (words < seq + _SEQ_AHEAD_MAX)):
         at = start + int(index) * 8 - SEQ_AT
-        if at >= start and _entry_at(data, at, int(words[index]))[0] is not None:
+        if at >= start and entry_at(data, at, int(words[index]))[0] is not None:
             return at, int(ENTRY.unpack_from(data, at)[5])
     return None
 

@@ -1,27 +1,34 @@
 """The two stages of a shard's writes: the log (a group, one fsync), the files (a batch, one transaction).
 
-They run side by side, each in a thread of its own while it works; the loop only hands on.
+They run side by side, each in a thread of its own while it works; the loop only hands on. What goes in is
+what the shard's replica says, whoever proposed it: its effects are performed here, in their order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
-from agent.store.apply import Applier, Committed, committed
+from agent.store.apply import Applier, committed
 from agent.store.disk_errors import disk_error
+from agent.store.effects import Effects, Nobody, Outside
 from agent.store.identity import write_identity
 from agent.store.log import LogWriter
+from agent.store.log_suffix import LogRange, cut_suffix
+from agent.store.recent_entries import Logged, RecentEntries
 from agent.store.threads import run_to_end
+from agent.store.waiting import Proposal, Waiting
 from core.errors import Damaged, InvariantBroken, NoRoom, ShoalError, Unavailable
+from core.replication import effects as fx
+from core.replication.effects import Effect, Persist, StaleTerm, Truncate
 from core.replication.log import Entry
-from core.replication.replica import Answer, Apply, Attach, Identity, Persist, Refuse, Replica
-from core.wire import Op, Outcome
+from core.replication.replica import Replica
+from core.wire import Op, Outcome, decode_op
 
 T = TypeVar("T")
 
@@ -31,21 +38,12 @@ BATCH_ENTRIES_MAX = 64
 ROLL_BYTES_MIN = 512 << 10
 RETRY_S = 1.0
 """How soon a batch is tried again for which there was no room."""
-
-
-@dataclass(eq=False, slots=True)
-class Proposal:
-    """An operation on its way in."""
-
-    op: Op
-    encoded: bytes
-    request_id: bytes
-    number: int
-    body_hash: bytes
-    schema: int
-    until: str
-    answer: asyncio.Future[Outcome] = field(init=False)
-    begun: bool = False
+SCHEMA_RETRY_S = 0.05
+FOLLOWER_PART = 4
+MEMORY_BYTES_MAX = 64 << 20
+"""Of entries that are not applied yet; beyond it they are read from the log again."""
+MEMORY_BYTES_KEPT = 8 << 20
+"""Of applied entries, where other replicas may still need them."""
 
 
 class Queued(NamedTuple):
@@ -78,6 +76,7 @@ class Pipeline:
         now_us: Callable[[], int],
         give_up: Callable[[ShoalError], None],
         on_sync: Callable[[float], None],
+        outside: Outside | None = None,
     ) -> None:
         self._replica = replica
         self._writer = writer
@@ -86,16 +85,23 @@ class Pipeline:
         self._now_us = now_us
         self._give_up = give_up
         self._on_sync = on_sync
+        self.outside: Outside = Nobody() if outside is None else outside
+        self.on_identity: Callable[[fx.Identity], None] = lambda identity: None
+        """Told when another identity is durable."""
         self.applying = asyncio.Lock()
         self.counts = Counts()
         self.bytes_written = 0
+        self.log_bytes_kept = 0
+        self.memory = RecentEntries(MEMORY_BYTES_MAX)
+        self.log_range = LogRange(writer.folder)
+        self._effects = Effects(self._performed(), self._held(), self._hold_failed)
         self._logging = asyncio.Lock()
         self._pending: deque[Proposal] = deque()
-        self._unapplied: dict[int, tuple[Committed, Proposal]] = {}
-        self._ready: deque[tuple[Committed, Proposal]] = deque()
-        self._waiting: dict[int, list[Proposal]] = defaultdict(list)
-        self._bytes = 0
-        self._entries = 0
+        self._pending_bytes = 0
+        self._to_log: deque[Persist | Truncate] = deque()
+        self._ops: dict[int, Op] = {}
+        self._waiting = Waiting(replica.reached)
+        self._apply_to = replica.applied_seq
         self._changed = asyncio.Event()
         self._log_work = asyncio.Event()
         self._apply_work = asyncio.Event()
@@ -108,7 +114,9 @@ class Pipeline:
         return [asyncio.create_task(self._log_stage()), asyncio.create_task(self._apply_stage())]
 
     def queued(self) -> Queued:
-        return Queued(self._entries, self._bytes)
+        applied_seq, log = self._replica.applied_seq, self._replica.log
+        entries = len(self._pending) + log.last.seq - applied_seq
+        return Queued(entries, self._pending_bytes + log.bytes_after(applied_seq))
 
     def submit(self, proposal: Proposal) -> asyncio.Future[Outcome]:
         """Queue it. The future gets its outcome, or the reason why there is none."""
@@ -117,7 +125,7 @@ class Pipeline:
             proposal.answer.set_exception(refusal)
             return proposal.answer
         self._pending.append(proposal)
-        self._count(proposal, 1)
+        self._pending_bytes += len(proposal.encoded)
         self._log_work.set()
         return proposal.answer
 
@@ -125,14 +133,19 @@ class Pipeline:
         """Nobody waits any more. True if the operation has begun and may take effect."""
         if not proposal.begun and proposal in self._pending:
             self._pending.remove(proposal)
-            self._count(proposal, -1)
+            self._pending_bytes -= len(proposal.encoded)
         return proposal.begun
 
     async def drain(self) -> None:
-        """Wait until all that was submitted is applied, or cannot be now."""
-        while self._entries and self._refusal is None and self.stuck is None:
+        """Wait until all that can be logged and applied now is."""
+        while self._is_at_work() and self._refusal is None and self.stuck is None:
             self._changed.clear()
             await self._changed.wait()
+
+    def _is_at_work(self) -> bool:
+        replica = self._replica
+        is_logging = replica.persisted_seq < replica.log.last.seq
+        return bool(self._pending or self._to_log or is_logging or replica.applied_seq < self._apply_to)
 
     async def wait_for(self, condition: Callable[[], bool], deadline_s: float) -> None:
         """Return when the condition holds after something was logged or applied, or at the deadline."""
@@ -151,20 +164,118 @@ class Pipeline:
             if self._writer.broken is None and self._writer.file_bytes >= ROLL_BYTES_MIN:
                 await self._run(self._writer.roll)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other replica needs the log."""
+        return self._replica.is_primary and not self._replica.lags()
+
     async def cut_log(self, through_seq: int) -> None:
-        """Let go of log files that a checkpoint has made superfluous."""
+        """Let go of log files that a checkpoint has made superfluous, unless another replica needs them."""
+        if not self.is_alone:
+            through_seq = min(through_seq, self._needed_after())
         async with self._logging:
             if self._writer.broken is None:
                 await self._run(self._writer.cut, through_seq)
         if self._replica.log.base.seq < through_seq <= self._replica.log.last.seq:
             self._replica.log.cut(through_seq)
 
-    def keep_identity(self, identity: Identity) -> None:
-        write_identity(self._writer.folder, identity, self._writer.files)
+    def _needed_after(self) -> int:
+        """What comes after this entry is kept for others: what they lack, within bounds; of a follower, who
+        knows nothing of others, a part of that."""
+        log, lags = self._replica.log, self._replica.lags()
+        last_seq = log.last.seq
+        slowest = last_seq - max(lags.values(), default=0)
+        bytes_max = self.log_bytes_kept if lags else self.log_bytes_kept // FOLLOWER_PART
+        low, high = log.base.seq, last_seq
+        while low < high:  # the first seq after which there are so few bytes
+            middle = (low + high) // 2
+            low, high = (low, middle) if log.bytes_after(middle) <= bytes_max else (middle + 1, high)
+        return max(low, slowest) if lags else low
 
-    def close(self) -> None:
+    async def settled(self) -> None:
+        """Return when all that the replica has asked for so far is under way, its identity on disk."""
+        await self._effects.settled()
+
+    async def close(self) -> None:
         """Tell everybody who still waits."""
+        self._effects.end()
+        await self._effects.close()
         self.fail(Unavailable("the agent is shutting down; the write may still take effect"))
+
+    # -- effects ----------------------------------------------------------------------------------------
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """What a call of the replica returned, at once."""
+        self._effects.add(effects)
+
+    def _performed(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            fx.Persist: self._persist,
+            fx.Truncate: self._truncate,
+            fx.Apply: self._apply_upto,
+            fx.Answer: self._answer,
+            fx.Reached: lambda _: self._waiting.look(),
+            fx.SteppedDown: self._step_down,
+            fx.Refuse: lambda _: None,  # told to whoever called
+            fx.Send: lambda e: self._tell(lambda: self.outside.send(e.message)),
+            fx.SendEntries: lambda e: self._tell(lambda: self.outside.send_entries(e)),
+            fx.Reply: lambda e: self._tell(lambda: self.outside.reply(e.message)),
+            fx.OfferSnapshot: lambda e: self._tell(lambda: self.outside.offer_snapshot(e)),
+            fx.ReadReady: lambda e: self._tell(lambda: self.outside.read_ready(e.token)),
+        }
+
+    def _held(self) -> dict[type, Callable[[Any], Awaitable[None]]]:
+        return {
+            fx.KeepIdentity: lambda e: self._keep_identity(e.identity),
+            fx.Install: lambda e: self.outside.install(e.position),
+            fx.DeleteReplica: lambda _: self.outside.delete(),
+        }
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        if self._refusal is None:  # who cannot trust its disk says nothing more
+            tell()
+
+    def _hold_failed(self, error: Exception) -> None:
+        self._give_up(disk_error(error, f"keeping the identity of the replica in {self._writer.folder}"))
+
+    async def _keep_identity(self, identity: fx.Identity) -> None:
+        while True:
+            try:
+                await self._run(write_identity, self._writer.folder, identity, self._writer.files)
+                break
+            except OSError as error:
+                if not isinstance(disk_error(error, "the identity"), NoRoom):
+                    raise
+                await asyncio.sleep(RETRY_S)
+        self.on_identity(identity)
+        self._log_work.set()
+
+    def _persist(self, effect: Persist) -> None:
+        if self._refusal is not None:
+            return
+        for entry in effect.entries:
+            self.memory.add(Logged(entry, self._ops.pop(entry.seq, None)))
+        self._to_log.append(effect)
+        self._log_work.set()
+
+    def _truncate(self, effect: Truncate) -> None:
+        if self._refusal is not None:
+            return
+        self.memory.truncate(effect.after_seq)
+        self._to_log.append(effect)
+        self._log_work.set()
+
+    def _apply_upto(self, effect: fx.Apply) -> None:
+        self._apply_to = max(self._apply_to, effect.last_seq)
+        self._apply_work.set()
+
+    def _answer(self, effect: fx.Answer) -> None:
+        self._waiting.applied(effect.seq, effect.outcome)
+
+    def _step_down(self, effect: fx.SteppedDown) -> None:
+        error = StaleTerm(f"the shard is fenced by term {effect.term}; fetch the map and try again")
+        self._waiting.reject_all(error)
+        self.outside.stepped_down(effect.term)
 
     # -- the log stage ----------------------------------------------------------------------------------
 
@@ -172,30 +283,40 @@ class Pipeline:
         while True:
             await self._log_work.wait()
             self._log_work.clear()
-            while self._pending:
-                async with self._logging:
-                    await self._log_group()
+            while self._to_log or (self._pending and not self._effects.is_held):
+                try:
+                    async with self._logging:
+                        await self._log_next()
+                except InvariantBroken as error:  # a replica that cannot trust itself says nothing more
+                    self._give_up(error)
+                    self.fail(error)
+                self._changed.set()
 
-    async def _log_group(self) -> None:
-        """One write and one fsync for all that waits."""
-        before_seq = self._replica.log.last.seq
-        entries: list[Entry] = []
-        size = 0
-        while self._pending and size < GROUP_BYTES_MAX:
-            proposal = self._pending.popleft()
-            size += len(proposal.encoded)
-            entries += self._propose(proposal)
-        if not entries:
+    async def _log_next(self) -> None:
+        """One write and one fsync for all that waits, or one cut of what conflicts."""
+        self._propose_pending()
+        if self._to_log and isinstance(self._to_log[0], Truncate):
+            await self._cut_suffix(self._to_log[0])
             return
+        group: list[Persist] = []
+        size = 0
+        while self._to_log and size < GROUP_BYTES_MAX and isinstance(effect := self._to_log[0], Persist):
+            self._to_log.popleft()
+            group.append(effect)
+            size += sum(len(entry.op) for entry in effect.entries)
+        if group:
+            await self._log_group(group, size)
+
+    async def _log_group(self, group: list[Persist], size: int) -> None:
+        entries = [entry for effect in group for entry in effect.entries]
         try:
             took_s = await self._run(self._append, entries)
         except NoRoom as error:
-            self._replica.withdraw(before_seq)
-            self._forget(entries, error)
+            self._withdraw(entries[0].seq, error)
             return
         except Exception as error:  # noqa: BLE001 - whatever it was, who knows what the log's end is now
             found = disk_error(error, f"appending entries {entries[0].seq} to {entries[-1].seq}")
-            self._forget(entries, found)
+            self._waiting.reject_after(entries[0].seq - 1, found)
             self._give_up(found)
             return
         self.counts.groups += 1
@@ -203,15 +324,19 @@ class Pipeline:
         self.counts.sync_s += took_s
         self._on_sync(took_s)
         self.bytes_written += size
-        for effect in self._replica.persisted(entries[-1].seq):
-            if isinstance(effect, Apply):
-                self._committed(effect)
-        self._changed.set()
+        self.perform(self._replica.persisted(entries[-1].seq, group[-1].generation))
 
-    def _propose(self, proposal: Proposal) -> list[Entry]:
-        """What must be appended for it: one entry, or nothing."""
+    def _propose_pending(self) -> None:
+        size = 0
+        while self._pending and size < GROUP_BYTES_MAX and not self._effects.is_held:
+            proposal = self._pending.popleft()
+            self._pending_bytes -= len(proposal.encoded)
+            size += len(proposal.encoded)
+            self._propose(proposal)
+
+    def _propose(self, proposal: Proposal) -> None:
         proposal.begun = True
-        (effect,) = self._replica.propose(
+        effects = self._replica.propose(
             proposal.encoded,
             self._now_us(),
             request_id=proposal.request_id,
@@ -219,24 +344,19 @@ class Pipeline:
             body_hash=proposal.body_hash,
             schema=proposal.schema,
         )
-        match effect:
+        match effects[0]:
             case Persist(entries=(entry,)):
-                self._unapplied[entry.seq] = (committed(entry, proposal.op), proposal)
-                self._waiting[entry.seq].append(proposal)
-                return [entry]
-            case Attach(seq=seq):
-                if proposal.until == "persisted" and seq <= self._replica.committed:
-                    _resolve(proposal, Outcome())
-                else:
-                    self._waiting[seq].append(proposal)
-            case Answer(outcome=outcome):
-                _resolve(proposal, outcome)
-            case Refuse(error=error):
-                _reject(proposal, error)
-            case _:
+                self._ops[entry.seq] = proposal.op
+                self._waiting.add(entry.seq, proposal)
+                self.perform(effects)
+            case fx.Attach(seq=seq):
+                self._waiting.add(seq, proposal)
+            case fx.Answer(seq=seq, outcome=outcome):
+                self._waiting.add_applied(seq, proposal, outcome)
+            case fx.Refuse(error=error):
+                proposal.reject(error)
+            case effect:
                 raise InvariantBroken(f"a proposal has the effect {effect}")
-        self._count(proposal, -1)
-        return []
 
     def _append(self, entries: list[Entry]) -> float:
         """In a thread. Returns how long the fsync took."""
@@ -245,33 +365,42 @@ class Pipeline:
         self._writer.sync()
         return time.monotonic() - began_s
 
-    def _committed(self, effect: Apply) -> None:
-        for seq in range(effect.first_seq, effect.last_seq + 1):
-            self._ready.append(self._unapplied.pop(seq))
-            still = []
-            for proposal in self._waiting.pop(seq, ()):
-                if proposal.until == "persisted":
-                    _resolve(proposal, Outcome())
-                else:
-                    still.append(proposal)
-            if still:
-                self._waiting[seq] = still
-        self._apply_work.set()
+    def _withdraw(self, first_seq: int, error: NoRoom) -> None:
+        """There was no room for this entry, nor for what follows it."""
+        later = [*self._to_log, *self._effects.waiting]
+        if any(
+            isinstance(effect, fx.Install) or (isinstance(effect, Truncate) and effect.after_seq < first_seq)
+            for effect in later
+        ):
+            return  # it has been cut off meanwhile
+        self._replica.withdraw(first_seq - 1)
+        kept = [effect for effect in self._to_log if not isinstance(effect, Persist)]
+        self._to_log.clear()
+        self._to_log.extend(kept)
+        self._effects.void_persists()
+        self.memory.truncate(first_seq - 1)
+        self._ops.clear()
+        self._waiting.reject_after(first_seq - 1, error)
 
-    def _forget(self, entries: list[Entry], error: ShoalError) -> None:
-        for entry in entries:
-            _, proposal = self._unapplied.pop(entry.seq)
-            self._count(proposal, -1)
-            for waiting in self._waiting.pop(entry.seq, ()):
-                _reject(waiting, error)
+    async def _cut_suffix(self, effect: Truncate) -> None:
+        try:
+            await self._run(cut_suffix, self._writer, effect.after_seq)
+        except NoRoom:
+            await asyncio.sleep(RETRY_S)
+        except Exception as error:  # noqa: BLE001 - whatever it was, who knows what the log's end is now
+            self._give_up(disk_error(error, f"cutting the log after entry {effect.after_seq}"))
+        else:
+            if self._to_log:  # else all was given up meanwhile
+                self._to_log.popleft()
 
     def refuse_writes(self, error: ShoalError) -> None:
         """The log takes nothing more. What is committed is still applied."""
         self._refusal = error
+        self._to_log.clear()
+        self._pending_bytes = 0
         while self._pending:
-            proposal = self._pending.popleft()
-            self._count(proposal, -1)
-            _reject(proposal, error)
+            self._pending.popleft().reject(error)
+        self._changed.set()
 
     # -- the apply stage --------------------------------------------------------------------------------
 
@@ -279,50 +408,70 @@ class Pipeline:
         while True:
             await self._apply_work.wait()
             self._apply_work.clear()
-            while self._ready:
-                batch = self._next_batch()
-                if not await self._apply(batch):
+            while self._replica.applied_seq < self._apply_to:
+                try:
+                    await self._apply_batch()
+                except NoRoom as error:
+                    self.stuck = error
+                    self._changed.set()
+                    await asyncio.sleep(RETRY_S)
+                except Exception as error:  # noqa: BLE001 - whatever it was, nothing more can be applied
+                    found = disk_error(error, f"reading entries after {self._replica.applied_seq}")
+                    self._give_up(found)
+                    self.fail(found)
                     return
 
-    def _next_batch(self) -> list[tuple[Committed, Proposal]]:
-        batch: list[tuple[Committed, Proposal]] = []
-        size = 0
-        while self._ready and len(batch) < BATCH_ENTRIES_MAX and size < BATCH_BYTES_MAX:
-            batch.append(self._ready.popleft())
-            size += len(batch[-1][1].encoded)
-        return batch
-
-    async def _apply(self, batch: list[tuple[Committed, Proposal]]) -> bool:
-        """Try until there is room for it. False if the shard can go on no more."""
-        entries = [entry for entry, _ in batch]
-        outcomes: list[Outcome] | None = None
-        began_s = time.monotonic()
-        while outcomes is None:
-            try:
-                async with self.applying:
-                    outcomes = await self._run(self._applier.apply, entries)
-            except NoRoom as error:
-                self.stuck = error
-                self._changed.set()
-                await asyncio.sleep(RETRY_S)
-            except Exception as error:  # noqa: BLE001 - whatever it was, nothing more can be applied
-                what = f"applying entries {entries[0].seq} to {entries[-1].seq}"
-                found = disk_error(error, what)
-                self._give_up(found)
-                self.fail(found)
-                return False
+    async def _apply_batch(self) -> None:
+        async with self.applying:
+            batch = await self._next_batch()
+            if not batch:
+                return
+            version = batch[0].entry.schema
+            outcomes: list[Outcome] | None = None
+            if version <= self._applier.schema.version:
+                began_s = time.monotonic()
+                outcomes = await self._run(self._put_into_files, batch)
+                self.counts.apply_s += time.monotonic() - began_s
+        if outcomes is None:
+            self.outside.schema_wanted(version)
+            await asyncio.sleep(SCHEMA_RETRY_S)
+            return
         self.stuck = None
-        self.counts.apply_s += time.monotonic() - began_s
-        for _, proposal in batch:
-            self._count(proposal, -1)
-        for effect in self._replica.applied(outcomes, entries[-1].seq):
-            if isinstance(effect, Answer):
-                self.counts.rows += effect.outcome.touched
-                for proposal in self._waiting.pop(effect.seq, ()):
-                    _resolve(proposal, effect.outcome)
+        self.counts.rows += sum(outcome.touched for outcome in outcomes)
+        self.perform(self._replica.applied(outcomes, batch[-1].entry.seq))
+        self.memory.let_go(self._replica.applied_seq, 0 if self.is_alone else MEMORY_BYTES_KEPT)
         self._changed.set()
         self.look_for_damage()
-        return True
+
+    async def _next_batch(self) -> list[Logged]:
+        """What follows in the files, as far as they know its schema."""
+        first_seq, known = self._replica.applied_seq + 1, self._applier.schema.version
+        batch: list[Logged] = []
+        size = 0
+        for seq in range(first_seq, min(self._apply_to, first_seq + BATCH_ENTRIES_MAX - 1) + 1):
+            logged = self.memory.get(seq)
+            if logged is None or size >= BATCH_BYTES_MAX or (batch and logged.entry.schema > known):
+                break
+            batch.append(logged)
+            size += len(logged.entry.op)
+        if not batch and first_seq <= self._apply_to:
+            last_seq = min(self._apply_to, first_seq + BATCH_ENTRIES_MAX - 1)
+            read = await self._run(self.log_range.read, first_seq, last_seq, BATCH_BYTES_MAX)
+            if not read:
+                raise Damaged(f"{self._writer.folder}: entry {first_seq} is missing, it is to be applied")
+            batch = [Logged(entry) for entry in read if entry is read[0] or entry.schema <= known]
+            batch = [logged for at, logged in enumerate(batch) if logged.entry.seq == first_seq + at]
+        return batch
+
+    def _put_into_files(self, batch: list[Logged]) -> list[Outcome]:
+        """In a thread. Raises NoRoom, Damaged, Unavailable."""
+        try:
+            return self._applier.apply(
+                [committed(e, decode_op(e.op) if op is None else op) for e, op in batch]
+            )
+        except Exception as error:  # whatever it was, nothing more can be applied
+            what = f"applying entries {batch[0].entry.seq} to {batch[-1].entry.seq}"
+            raise disk_error(error, what) from error
 
     def look_for_damage(self) -> None:
         """Rows found damaged while they were copied: who knows how many others are."""
@@ -331,25 +480,8 @@ class Pipeline:
 
     def fail(self, error: ShoalError) -> None:
         self.refuse_writes(error)
-        for waiting in self._waiting.values():
-            for proposal in waiting:
-                _reject(proposal, error)
-        self._waiting.clear()
+        self._waiting.reject_all(error)
         self._changed.set()
-
-    def _count(self, proposal: Proposal, sign: int) -> None:
-        self._entries += sign
-        self._bytes += sign * len(proposal.encoded)
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
         return await run_to_end(self._executor, work, *args)
-
-
-def _resolve(proposal: Proposal, outcome: Outcome) -> None:
-    if not proposal.answer.done():
-        proposal.answer.set_result(outcome)
-
-
-def _reject(proposal: Proposal, error: ShoalError) -> None:
-    if not proposal.answer.done():
-        proposal.answer.set_exception(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from agent.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from agent.store.membership import NO_GROUP, Group, Membership
 from agent.store.points import NAME as POINTS_NAME
 from agent.store.publishing import Publisher
 from agent.store.redo import Redo
@@ -79,7 +81,9 @@ class Recovery:
         schema: ShardSchema,
         files: Files,
         publisher: Publisher,
+        membership: Membership = NO_GROUP,
     ) -> None:
+        self._membership = membership
         self._folder = folder
         self._shard = shard
         self._schema = schema
@@ -242,7 +246,8 @@ class Recovery:
         remove_unnamed(self._folder, manifest, self._files)
         applier = Applier(contents, self._publisher, self._schema)
         applier.dead = [] if manifest.clean else _dead_slots(contents)  # a clean end purges them all
-        replica = _replica(identity, found, meta.applied, contents.points.remembered())
+        group = self._membership.group_of(identity)
+        replica = _replica(identity, group, found, meta.applied, contents.points.remembered())
         recovered = Recovered(contents, applier, replica, writer, manifest, ready, self.notes, redone)
         recovered.checked = self._checked and meta.count <= POINTS_CHECKED_MAX
         recovered.replayed = _replay(recovered, found)
@@ -397,9 +402,16 @@ def _dead_slots(contents: Contents) -> list[DeadSlot]:
     return [DeadSlot(int(slot), 0, 0.0) for slot in dead]
 
 
-def _replica(identity: Identity, found: FoundLog, applied: int, remembered: list[Remembered]) -> Replica:
+def _replica(
+    identity: Identity, group: Group, found: FoundLog, applied: int, remembered: list[Remembered]
+) -> Replica:
     entries = found.entries
     base = found.base
+    if not group.members and (found.gaps or found.last.seq < applied):
+        raise Damaged(
+            f"the log of replica {group.me.incarnation} on {group.me.node} has lost entries that others "
+            "may count on; it must be made anew from them"
+        )
     if found.gaps or found.last.seq < applied:  # only what follows the contents is a run without holes
         entries = [entry for entry in entries if entry.seq > applied]
         base = Position(entries[0].term if entries else found.last.term, applied)
@@ -410,13 +422,25 @@ def _replica(identity: Identity, found: FoundLog, applied: int, remembered: list
     for request in remembered:
         recent.remember(request)
     times = [entry.time_us for entry in found.entries[-1:]] + [r.time_us for r in remembered[-1:]]
-    replica = Replica(identity, log, applied=applied, time_us=max(times, default=0), recent=recent)
+    replica = Replica(
+        identity,
+        log,
+        me=group.me,
+        members=group.members,
+        run=secrets.randbits(63),
+        applied=applied,
+        time_us=max(times, default=0),
+        recent=recent,
+    )
     replica.remember(entry for entry in entries if entry.seq > applied)
     return replica
 
 
 def _replay(recovered: Recovered, found: FoundLog) -> int:
-    """Commit and apply what the log has beyond the contents, as at any other time."""
+    """Commit and apply what the log has beyond the contents, as at any other time.
+
+    One of several members does so when it hears what is committed.
+    """
     replica = recovered.replica
     first = replica.applied_seq
     pending = [entry for entry in found.entries if entry.seq > first]

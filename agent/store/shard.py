@@ -31,16 +31,19 @@ from agent.store.apply import Applier
 from agent.store.checkpoint import Checkpoints
 from agent.store.checks import check_op
 from agent.store.disk_errors import disk_error
+from agent.store.effects import Nobody, Outside
 from agent.store.kept_up import KeptUp
 from agent.store.log import ID_BYTES, LogWriter
 from agent.store.manifest import Manifest, Segment, ShardSchema
+from agent.store.membership import NO_GROUP, Membership
 from agent.store.pacing import Pacing, tail_bound
-from agent.store.pipeline import Pipeline, Proposal
+from agent.store.pipeline import Pipeline
 from agent.store.publishing import Publisher
 from agent.store.recovery import Recovered, Recovery
 from agent.store.shard_ports import ShardPorts, ShardSettings, ShardStatistics
 from agent.store.threads import run_to_end
 from agent.store.upkeep import Upkeep
+from agent.store.waiting import Proposal
 from core.build_plan import slots_beyond
 from core.errors import (
     Damaged,
@@ -53,8 +56,8 @@ from core.errors import (
     Unavailable,
 )
 from core.hashing import KEY_BYTES
-from core.replication.effects import SteppedDown
-from core.replication.replica import Identity, KeepIdentity, Replica, StaleTerm
+from core.replication.effects import Consistency, Effect
+from core.replication.replica import Identity, Replica
 from core.wire import ENTRY_BYTES_MAX, DeleteVectors, Op, Outcome, UpdateVectors, Upsert, encode_op
 
 __all__ = ["Shard", "ShardPorts", "ShardSettings", "ShardStatistics", "Until"]
@@ -81,6 +84,7 @@ class Shard:
         ports: ShardPorts,
         settings: ShardSettings,
         publisher: Publisher,
+        membership: Membership = NO_GROUP,
     ) -> None:
         self.folder = folder
         self.schema = schema
@@ -91,6 +95,8 @@ class Shard:
         """What recovery found wrong and put right."""
         self._ports = ports
         self._publisher = publisher
+        self._membership = membership
+        self._outside: Outside = Nobody()
         self._log = ports.log.bind(shard=f"{publisher.record.collection}/{publisher.record.shard}")
         self._pacing = Pacing()
         self._closing = False
@@ -159,10 +165,14 @@ class Shard:
         schema: ShardSchema,
         ports: ShardPorts,
         settings: ShardSettings | None = None,
+        membership: Membership = NO_GROUP,
     ) -> Shard:
-        """Recover what is in `folder`. If it is damaged, the shard is there and says so."""
+        """Recover what is in `folder`. If it is damaged, the shard is there and says so.
+
+        `membership`: this node and what the map says of the shard; without, the shard is a set of one.
+        """
         publisher = Publisher(ports.page, ports.places, collection, shard)
-        opened = cls(folder, schema, ports, settings or ShardSettings(), publisher)
+        opened = cls(folder, schema, ports, settings or ShardSettings(), publisher, membership)
         if not await opened._recover():
             opened._tasks = [asyncio.create_task(opened._recover_when_there_is_room())]
         return opened
@@ -171,7 +181,9 @@ class Shard:
         """Bring the files level and begin to serve. False if there is no room for it just now."""
         record = self._publisher.record
         shard = (record.collection, record.shard)
-        recovery = Recovery(self.folder, shard, self.schema, self._ports.files, self._publisher)
+        recovery = Recovery(
+            self.folder, shard, self.schema, self._ports.files, self._publisher, self._membership
+        )
         began_s = time.monotonic()
         try:
             recovered = await self._run(recovery.open)
@@ -226,7 +238,7 @@ class Shard:
                     await self._upkeep.checkpoint(clean=True)
                 except ShoalError as error:  # the log has it all; the next start takes longer
                     self._log.warning("shard.not_checkpointed", what=str(error))
-            self._pipeline.close()
+            await self._pipeline.close()
         await self._let_go()
         self._publisher.close()
 
@@ -252,7 +264,10 @@ class Shard:
             self._ports.now_us,
             self._give_up,
             self._ports.on_sync,
+            self._outside,
         )
+        self._pipeline.on_identity = lambda identity: self._publisher.update(promised=identity.promised)
+        self._pipeline.log_bytes_kept = self.settings.log_bytes_kept
         self._is_open = True
         self._upkeep = Upkeep(
             self._manifests,
@@ -327,6 +342,7 @@ class Shard:
         *,
         deadline_s: float,
         until: Until = "applied",
+        consistency: Consistency = Consistency.QUORUM,
         request_id: bytes = b"",
         number: int = 0,
         body_hash: bytes = b"",
@@ -334,8 +350,9 @@ class Shard:
     ) -> Outcome:
         """Log and apply one operation of at most ENTRY_BYTES_MAX; `deadline_s` is in the loop's time.
 
-        Returns once it is applied and visible, or (`persisted`) once it is committed: then the outcome says
-        nothing. A second call with the same request id and number gets the first one's outcome.
+        Returns once it has this consistency and is applied and visible, or (`persisted`) once it has this
+        consistency: then the outcome says nothing. A second call with the same request id and number gets
+        the first one's outcome.
         Raises DeadlineExceeded (the operation may still take effect unless the text denies it), Overloaded,
         NoRoom, Unavailable, Damaged, and Unprocessable for a request id with another body.
         """
@@ -355,7 +372,14 @@ class Shard:
                 f"{queue.entries} writes ({queue.bytes} bytes) wait for this shard already; try again"
             )
         proposal = Proposal(
-            op, encoded, _fixed(request_id), number, _fixed(body_hash), schema or self.schema.version, until
+            op,
+            encoded,
+            _fixed(request_id),
+            number,
+            _fixed(body_hash),
+            schema or self.schema.version,
+            until,
+            consistency,
         )
         outcome = await self._wait_for(proposal, deadline_s)
         await self._slow_down(op, deadline_s)
@@ -550,16 +574,39 @@ class Shard:
         else:
             self._log.info("shard.scrubbed", slots=slots, took_s=round(time.monotonic() - began_s))
 
+    # -- replication ------------------------------------------------------------------------------------
+
+    @property
+    def replica(self) -> Replica | None:
+        """None while it may not speak: it is not open, or its disk is not to be trusted."""
+        usable = self._is_open and self.refusal is None and self._broken is None and not self._closing
+        return self._replica if usable else None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self._pipeline
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        """What a call of the replica returned; in the same turn of the loop as the call."""
+        self._pipeline.perform(effects)
+
+    def attach(self, outside: Outside) -> None:
+        """Let its replica speak to others."""
+        self._outside = outside
+        if self._is_open:
+            self._pipeline.outside = outside
+
+    def show(self, *, in_sync: bool) -> None:
+        """Whether the map counts this replica."""
+        on, off = (ShardFlag.IN_SYNC, 0) if in_sync else (0, ShardFlag.IN_SYNC)
+        self._publisher.set_flags(on=on, off=off)
+
     # -- the rest ---------------------------------------------------------------------------------------
 
     async def promise(self, term: int) -> None:
         """Fence: accept nothing older than `term` from now on; durable before this returns."""
-        for effect in self._replica.promise(term):
-            if isinstance(effect, KeepIdentity):
-                await self._run(self._pipeline.keep_identity, effect.identity)
-                self._publisher.update(promised=effect.identity.promised)
-            elif isinstance(effect, SteppedDown):
-                self._pipeline.fail(StaleTerm(f"the shard is fenced by term {effect.term}; fetch the map"))
+        self.perform(self._replica.promise(term))
+        await self._pipeline.settled()
 
     def statistics(self) -> ShardStatistics:
         queue = self._pipeline.queued()

@@ -28,6 +28,8 @@ class ShardSettings(msgspec.Struct, frozen=True):
     checkpoint_bytes_max: int = 256 << 20
     """A checkpoint is due after a part of the shard's size in log or in dead rows, within these."""
     checkpoint_every_s: float = 60.0
+    log_bytes_kept: int = 64 << 20
+    """Of the log, for replicas that lack it; one that lacks more gets a snapshot."""
     purge_after_s: float = 10.0
     """How long a read that began before a row died can keep it; a slower one must begin again."""
 
