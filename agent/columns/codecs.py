@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from core.datetimes import parse_datetime
 from core.geo import geo_point
@@ -13,14 +13,8 @@ Encoded = int | float | tuple[int, int] | tuple[float, float]
 EXACT_MAX = 1 << 53
 """Integers up to here are floats without loss."""
 
-
-class Codec(Protocol):
-    """`encode` gives None for a value that the column cannot hold."""
-
-    def encode(self, value: Any) -> Encoded | None: ...
-
-
 Encode = Callable[[Any], Encoded | None]
+"""None for a value that the column cannot hold."""
 
 
 def integer(value: Any) -> int | None:

@@ -70,25 +70,24 @@ class Guards:
     def admit_copy(self, size_bytes: int) -> None:
         """Let a file of that size be written. Raises NoRoom."""
         self.look()
-        mark = self._disk_low(self.room.disk_total)
-        if self.room.disk_free - size_bytes < mark:
-            raise NoRoom(
-                f"no room: {size_bytes >> 20} MiB are needed, {self.room.disk_free >> 20} MiB are free and "
-                f"{mark >> 20} MiB must be left; delete data or snapshots, or add room"
-            )
+        self._check_disk(size_bytes, "delete data or snapshots, or add room")
 
     def admit(self, size_bytes: int) -> None:
         """Let a write of that size in. Raises NoRoom (507) or Overloaded (503)."""
         self.look()
-        mark = self._disk_low(self.room.disk_total)
-        if self.disk_low or self.room.disk_free - size_bytes * _WRITE_AMPLIFICATION < mark:
-            raise NoRoom(
-                f"no room: {self.room.disk_free >> 20} MiB of disk are free, {mark >> 20} MiB must be left; "
-                "delete data or add room, writes come back by themselves"
-            )
+        remedy = "delete data or add room, writes come back by themselves"
+        self._check_disk(size_bytes * _WRITE_AMPLIFICATION, remedy, refuse=self.disk_low)
         if self.memory_low:
             raise Overloaded(
                 f"memory is low: {self.room.memory_available >> 20} MiB are available, "
                 f"writes need {self._memory_low >> 20} MiB left; retry later",
                 retry_after_s=2,
+            )
+
+    def _check_disk(self, needed_bytes: int, remedy: str, *, refuse: bool = False) -> None:
+        mark = self._disk_low(self.room.disk_total)
+        if refuse or self.room.disk_free - needed_bytes < mark:
+            raise NoRoom(
+                f"no room: {needed_bytes >> 20} MiB are needed, {self.room.disk_free >> 20} MiB of disk are "
+                f"free, {mark >> 20} MiB must be left; {remedy}"
             )
