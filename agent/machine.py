@@ -12,6 +12,7 @@ from core.errors import StartRefused
 
 DESCRIPTORS_WANTED = 65_536
 DESCRIPTORS_MIN = 1_024
+FILE_BYTES_MIN = 1 << 30
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"}
 
 
@@ -36,7 +37,7 @@ def check(data_dir: str, agent: AgentConfig) -> list[str]:
             f"{data_dir} is on {kind}: locks, mapped files and fsync cannot be trusted there; "
             "use a local disk for data_dir"
         )
-    warnings = _raise_descriptors()
+    warnings = _raise_descriptors() + _raise_file_size()
     free = shutil.disk_usage(data_dir).free
     if free < agent.disk_low_water.of(shutil.disk_usage(data_dir).total):
         warnings.append(
@@ -72,6 +73,19 @@ def _raise_descriptors() -> list[str]:
             f"at most {soft} open files are allowed; for many clients or shards raise ulimit -n (LimitNOFILE)"
         ]
     return []
+
+
+def _raise_file_size() -> list[str]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return []
+    # A file of slots only grows, also where most of it is holes.
+    remedy = "raise ulimit -f (LimitFSIZE)"
+    if hard < FILE_BYTES_MIN:
+        raise StartRefused(f"files may have {hard} bytes at most, {FILE_BYTES_MIN} are needed: {remedy}")
+    return [f"files may have {hard >> 20} MiB at most; shards that outgrow it refuse writes: {remedy}"]
 
 
 def front_count(asked: int | None) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import Damaged
-from core.hashing import KEY_BYTES
+from core.hashing import KEY_BYTES, point_id
 
 CACHE_KB = 16 << 10
 CACHES_BYTES_MAX = 64 << 20
@@ -69,8 +69,19 @@ def checked(row: Row) -> Row:
     except (TypeError, struct.error):  # a damaged record can have values of other types
         whole = False
     if not whole:
-        raise Damaged(f"points.db: the row of slot {row.slot} does not match its checksum")
+        raise Damaged(
+            f"points.db: the row of slot {row.slot} ({_named(row.id)}) does not match its checksum; "
+            "write the point anew, delete it, or restore the collection from a snapshot"
+        )
     return row
+
+
+def _named(key: object) -> str:
+    """The point, as its damaged row has it."""
+    try:
+        return f"point {point_id(key)}" if isinstance(key, bytes) and len(key) == KEY_BYTES else "of no point"
+    except ValueError:
+        return "of no point"
 
 
 def connect_readonly(path: Path, *, cache_kb: int = CACHE_KB) -> sqlite3.Connection:

@@ -112,6 +112,8 @@ def read_config(
         found = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error), re.DOTALL)
         place, reason = (f"{source}:{found[2]}", found[1]) if found else (source, str(error))
         raise ConfigInvalid(f"{place}: this is not TOML: {reason}") from None
+    except RecursionError:
+        raise ConfigInvalid(f"{source}: its arrays or tables are nested too deeply to be read") from None
     reading = Reading(source=source, folder=folder, environ=environ, lines=key_lines(text))
     plain = reading.document(document)
     if reading.mistakes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import stat
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -106,6 +107,8 @@ def _stamp(path: str) -> tuple[int, int]:
         status = os.stat(path)
     except OSError as problem:
         raise StartRefused(f"cannot read the key file {path}: {problem.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise StartRefused(f"the key file {path} is not a regular file")
     return status.st_mtime_ns, status.st_ino
 
 

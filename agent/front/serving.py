@@ -101,11 +101,14 @@ class Served:
 
     @contextmanager
     def look(self) -> Iterator[Look]:
-        """A consistent look at each shard, released at the end."""
+        """A consistent look at each shard, released at the end. Damage met meanwhile names the collection."""
         with ExitStack() as stack:
             stack.enter_context(self._reads.held())
-            views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
-            yield Look(self.name, self.vectors, [LocalSource(view) for view in views], self.text_indexes)
+            try:
+                views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
+                yield Look(self.name, self.vectors, [LocalSource(view) for view in views], self.text_indexes)
+            except Damaged as problem:
+                raise Damaged(f"collection {self.name!r}: {problem}") from None
 
     def points(self) -> int:
         return sum(shard.record().points for shard in self.shards)

@@ -30,7 +30,7 @@ from agent.points_reader import (
 )
 from agent.store.files import Files
 from agent.store.formats import refused_format
-from core.errors import Damaged
+from core.errors import Damaged, StartRefused
 from core.replication.recent import Remembered
 from core.wire import Outcome
 
@@ -80,6 +80,8 @@ class PointsDb:
         self.path = path
         self._files = files
         self._wal_path = path.with_name(path.name + "-wal")
+        if path.exists() and not path.is_file():
+            raise StartRefused(f"{path} is not a file: move it away, and restore the shard from a snapshot")
         try:
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._prepare()

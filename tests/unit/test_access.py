@@ -105,3 +105,11 @@ def test_a_higher_role_may_do_what_a_lower_one_may(role: Role, needed: Role, all
     else:
         with pytest.raises(Forbidden, match="this"):
             require(role, needed, "this")
+
+
+def test_a_pipe_as_a_key_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "api_key"
+    os.mkfifo(path)
+    config = read_config(_FILE.format(keys=f'api_key_file = "{path}"'), folder=str(tmp_path), environ={})
+    with pytest.raises(StartRefused, match="api_key is not a regular file"):
+        Keys(config)

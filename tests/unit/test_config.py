@@ -365,3 +365,9 @@ def _as_toml(document: dict[str, object]) -> str:
         return [plain(inner) for inner in value] if isinstance(value, list) else value
 
     return tomli_w.dumps({key: plain(value) for key, value in document.items()})
+
+
+@pytest.mark.parametrize("text", ["[" * 5_000 + "]" * 5_000, "{a=" * 5_000 + "1" + "}" * 5_000])
+def test_a_text_that_is_nested_too_deeply_is_a_mistake_like_others(text: str) -> None:
+    [only] = mistakes(f"{ONE_NODE}deep = {text}\n")
+    assert only == "cluster.toml: its arrays or tables are nested too deeply to be read"

@@ -19,7 +19,7 @@ from agent.points_reader import (
 )
 from agent.store.files import Files
 from agent.store.points import NewRow, PointsDb
-from core.errors import Damaged
+from core.errors import Damaged, StartRefused
 from core.hashing import id_key
 from core.replication.recent import Remembered
 from core.wire import Outcome
@@ -194,3 +194,22 @@ def test_the_digest_does_not_depend_on_the_way(tmp_path: Path) -> None:
         digests.append(db.meta.digest)
         db.close()
     assert digests[0] == digests[1] != 0
+
+
+def test_a_damaged_row_is_named_with_its_point_and_what_to_do(tmp_path: Path) -> None:
+    points = PointsDb(tmp_path / "points.db", Files())
+    points.begin()
+    points.put([NewRow(points.take_slots(1), id_key(77), 1, 1, b'{"a":1}')], {})
+    points.commit(1)
+    points.db.execute("UPDATE rows SET payload = ?", (b'{"a":2}',))
+    with pytest.raises(
+        Damaged, match=r"slot 0 \(point 77\) does not match.*write the point anew"
+    ):
+        points.rows([0])
+    points.close()
+
+
+def test_a_folder_in_place_of_the_database_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "points.db").mkdir()
+    with pytest.raises(StartRefused, match=r"points\.db is not a file: move it away"):
+        PointsDb(tmp_path / "points.db", Files())
