@@ -53,15 +53,8 @@ def answers(
         for view in views
     ]
     if len(views) == 1:
-        only = views[0]
         pages = [_page(search, collection, each) for search, each in zip(searches, found[0], strict=True)]
-        if len(pages) > 1:  # one SELECT for all: the look keeps what it has read
-            slots = np.concatenate([slots for slots, _ in pages])
-            if any(want.payload.wanted for want in wanted):
-                only.payloads(slots)
-            else:
-                only.seqs(slots)
-        return [_points(collection, only, page, want) for page, want in zip(pages, wanted, strict=True)]
+        return _points_of_all(collection, views[0], pages, wanted)
     return [
         _merged(collection, views, [each[i] for each in found], search, wanted[i])
         for i, search in enumerate(searches)
@@ -83,22 +76,46 @@ def _page(search: Search, collection: Collection, found: Found) -> Found:
     return slots, scores
 
 
-def _points(collection: Collection, view: ShardView, page: Found, wanted: Wanted) -> list[ScoredPoint]:
-    slots, scores = page
+def _points_of_all(
+    collection: Collection, view: ShardView, pages: Sequence[Found], wanted: Sequence[Wanted]
+) -> list[list[ScoredPoint]]:
+    """Each page as points; ids, versions and rows of all of them are read together."""
+    slots = pages[0][0] if len(pages) == 1 else np.concatenate([slots for slots, _ in pages])
     keys = view.keys(slots)
+    if any(want.payload.wanted for want in wanted):
+        view.payloads(slots)  # the look keeps what it has read
+    versions = view.seqs(slots).tolist()
+    points: list[list[ScoredPoint]] = []
+    at = 0
+    for page, want in zip(pages, wanted, strict=True):
+        to = at + len(page[0])
+        points.append(_points(collection, view, page, want, keys[at:to], versions[at:to]))
+        at = to
+    return points
+
+
+def _points(
+    collection: Collection,
+    view: ShardView,
+    page: Found,
+    wanted: Wanted,
+    keys: list[bytes],
+    versions: list[int],
+) -> list[ScoredPoint]:
+    slots, scores = page
     if wanted.vectors is not None:
         source = np.zeros(len(slots), np.int64)
         return scored_points(collection, Hits(keys, slots, scores, source=source), wanted)
-    versions = view.seqs(slots).tolist()
+    listed = scores.tolist()
     if not wanted.payload.wanted:
         return [
             ScoredPoint(point_id(key), version, score)
-            for key, version, score in zip(keys, versions, scores.tolist(), strict=True)
+            for key, version, score in zip(keys, versions, listed, strict=True)
         ]
     payloads = payload_answers(view.payloads(slots), wanted.payload)
     return [
         ScoredPoint(point_id(key), version, score, payload)
-        for key, version, score, payload in zip(keys, versions, scores.tolist(), payloads, strict=True)
+        for key, version, score, payload in zip(keys, versions, listed, payloads, strict=True)
     ]
 
 
