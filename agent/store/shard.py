@@ -57,6 +57,7 @@ from core.errors import (
 )
 from core.hashing import KEY_BYTES
 from core.replication.effects import Consistency, Effect
+from core.replication.log import Entry
 from core.replication.replica import Identity, Replica
 from core.wire import ENTRY_BYTES_MAX, DeleteVectors, Op, Outcome, UpdateVectors, Upsert, encode_op
 
@@ -426,7 +427,7 @@ class Shard:
         """In rows of the tail's. Bounded: who deletes much at once must not wait for long afterwards."""
         record = self._publisher.record
         beyond = slots_beyond(low=record.slot_low, high=record.slot_high, live=record.points)
-        return min(SPACE_EXCESS_WEIGHT * beyond, SPACE_EXCESS_ROWS_MAX)
+        return min(SPACE_EXCESS_WEIGHT * max(beyond, self._upkeep.late_rows), SPACE_EXCESS_ROWS_MAX)
 
     @property
     def tail_rows(self) -> int:
@@ -595,6 +596,14 @@ class Shard:
         self._outside = outside
         if self._is_open:
             self._pipeline.outside = outside
+
+    async def read_log(self, first_seq: int, last_seq: int) -> list[Entry]:
+        """Some of these entries from the first on, from the log's files: all must be on disk."""
+        return await self._run(self._pipeline.log_range.read, first_seq, last_seq, ENTRY_BYTES_MAX)
+
+    def stop(self, error: ShoalError) -> None:
+        """A rule is broken that only a bug breaks: nothing more is written or said until a restart."""
+        self._stop_writing(error)
 
     def show(self, *, in_sync: bool) -> None:
         """Whether the map counts this replica."""

@@ -25,6 +25,7 @@ T = TypeVar("T")
 CHECKPOINT_AGAIN_S = 5.0
 CHECKPOINT_PART = 16
 """A checkpoint is due after this part of the shard's size in log, or in rows that died."""
+LATE_CHECKPOINTS = 3
 QUIET_BYTES = 512 << 10
 QUIET_S = 2.0
 """It is also due when nothing has happened for so long, if there are so many bytes to be given back."""
@@ -119,13 +120,21 @@ class Upkeep:
             if self._replica.applied_seq == applied:
                 return
 
+    @property
+    def late_rows(self) -> int:
+        """How many rows have died beyond what a checkpoint, were it quicker, would have given back by now."""
+        died = self._applier.died - self._died
+        return max(0, died - LATE_CHECKPOINTS * self._bound_bytes() // self._row_bytes())
+
     def _is_large(self) -> bool:
         written = self._pipeline.bytes_written - self._bytes
         died_bytes = (self._applier.died - self._died) * self._row_bytes()
-        wanted = self._applier.points.meta.count * self._row_bytes() // CHECKPOINT_PART
-        bound = min(max(wanted, self._settings.checkpoint_bytes_min), self._settings.checkpoint_bytes_max)
         wal_bytes = self._applier.points.wal_bytes() - self._wal_bytes
-        return max(written, died_bytes, wal_bytes) >= bound
+        return max(written, died_bytes, wal_bytes) >= self._bound_bytes()
+
+    def _bound_bytes(self) -> int:
+        wanted = self._applier.points.meta.count * self._row_bytes() // CHECKPOINT_PART
+        return min(max(wanted, self._settings.checkpoint_bytes_min), self._settings.checkpoint_bytes_max)
 
     def _is_worth_it(self) -> bool:
         """What a long read kept from going the last time counts again."""
