@@ -132,7 +132,7 @@ class LogWriter:
         """Make a new newest file, for the entry after `base`. Raises NoRoom, Unavailable."""
         path = self.folder / file_name(base.seq + 1)
         fresh = path.with_name(path.name + ".new")
-        fd = -1
+        fd, has_name = -1, False
         try:
             fd = self.files.open(fresh)
             os.ftruncate(fd, 0)
@@ -141,11 +141,13 @@ class LogWriter:
             self.files.sync(fd)
             # Complete under its name, or not there: a crash never leaves a file without a header.
             self.files.rename(fresh, path)
+            has_name = True
             self.files.sync_folder(self.folder)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-            if error.errno in _FULL:
+            # With its name it is the newest: to go on in the one before would put entries behind it.
+            if error.errno in _FULL and not has_name:
                 raise _no_room(error) from None
             raise self._break("making a file", error) from error
         self._take(fd, HEADER.size, _STEP_MIN, base)

@@ -232,3 +232,31 @@ def test_no_room_is_said_before_a_byte_is_written_and_passes(
     files.failing = {}
     append(writer, [entry(2)])
     assert seqs(read_log(tmp_path, OWNER)) == [1, 2]
+
+
+class FullFolder(Files):
+    """A disk that has no room for what follows a rename: the name may be there, or not, after a crash."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+
+    def sync_folder(self, path: Path) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().sync_folder(path)
+
+
+def test_a_new_file_that_may_have_its_name_is_not_followed_by_more_in_the_old_one(tmp_path: Path) -> None:
+    files = FullFolder()
+    writer = LogWriter(tmp_path, OWNER, files)
+    writer.begin_file(Position(0, 0))
+    writer.append([entry(1)])
+    files.is_full = True
+    with pytest.raises(Unavailable, match="refused until the agent is restarted"):
+        writer.roll()
+    files.is_full = False
+    with pytest.raises(Unavailable):
+        writer.append([entry(2)])
+    writer.close()
+    found = read_log(tmp_path, OWNER)
+    assert (seqs(found), found.gaps, found.bad_headers) == ([1], [], [])
