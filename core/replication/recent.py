@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from core.errors import Unprocessable
+from core.errors import Overloaded, Unprocessable
 from core.wire import Outcome
 
 COUNT_MIN = 10_000
 KEEP_US = 120_000_000
+COUNT_MAX = 100_000
+"""Some tens of megabytes. Rather than to forget one that may be repeated, no more are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,11 @@ class Remembered:
 class RecentRequests:
     """Remembers requests in log order. One goes only when past both bounds: how many follow, and log time."""
 
-    def __init__(self, *, count_min: int = COUNT_MIN, keep_us: int = KEEP_US) -> None:
+    def __init__(
+        self, *, count_min: int = COUNT_MIN, keep_us: int = KEEP_US, count_max: int = COUNT_MAX
+    ) -> None:
         self._count_min = count_min
+        self._count_max = count_max
         self._keep_us = keep_us
         self._by_id: dict[tuple[bytes, int], Remembered] = {}
         self._in_order: deque[tuple[int, bytes, int]] = deque()
@@ -45,6 +50,20 @@ class RecentRequests:
                 "Idempotency-Key: this key was used for a request with another body; use a new key"
             )
         return found
+
+    def admit(self, now_us: int) -> None:
+        """Whether one more can be remembered. Raises Overloaded."""
+        if len(self._in_order) < self._count_max:
+            return
+        self._forget_old(now_us)
+        if len(self._in_order) >= self._count_max:
+            oldest = self._by_id[self._in_order[0][1:]]
+            wait_s = max(1, (oldest.time_us + self._keep_us - now_us) // 1_000_000 + 1)
+            raise Overloaded(
+                f"Idempotency-Key: {len(self._in_order)} operations with a key came to this shard within "
+                f"{self._keep_us // 1_000_000} s, the most it remembers; retry later, or write without keys",
+                retry_after_s=wait_s,
+            )
 
     def remember(self, request: Remembered) -> None:
         key = (request.request_id, request.number)

@@ -206,7 +206,9 @@ class Replica:
         if request_id:
             try:
                 known = self.recent.find(request_id, number, body_hash)
-            except Unprocessable as error:
+                if known is None:
+                    self.recent.admit(now_us)
+            except (Unprocessable, Overloaded) as error:
                 return [Refuse(error)]
             if known is not None:
                 return [Attach(known.seq) if known.outcome is None else Answer(known.seq, known.outcome)]

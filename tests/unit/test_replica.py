@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import InvariantBroken, Unprocessable
+from core.errors import InvariantBroken, Overloaded, Unprocessable
 from core.replication.effects import Reached, SteppedDown
 from core.replication.log import START, Entry, Log, Position
 from core.replication.messages import Appended, CatchUp, CaughtUp, Level, Promise, ReplicaId
@@ -167,6 +167,34 @@ def test_a_request_that_is_not_answered_is_never_forgotten() -> None:
     recent.answer(1, ONE)
     recent.remember(Remembered(b"4", 0, b"", 4, 9000, ONE))
     assert recent.oldest_seq == 4
+
+
+def test_a_request_with_a_key_is_refused_rather_than_one_forgotten_that_may_be_repeated() -> None:
+    recent = RecentRequests(count_min=2, keep_us=120_000_000, count_max=3)
+    for seq in range(1, 4):
+        recent.admit(seq)
+        recent.remember(Remembered(bytes([seq]) * 16, 0, b"", seq, seq, Outcome()))
+    with pytest.raises(Overloaded, match="retry later, or write without keys") as refused:
+        recent.admit(4)
+    assert refused.value.retry_after_s == 120
+    assert recent.find(bytes([1]) * 16, 0, b"") is not None
+    recent.admit(120_000_002)  # the first is past both bounds
+    assert recent.find(bytes([1]) * 16, 0, b"") is None
+    assert recent.find(bytes([2]) * 16, 0, b"") is not None
+
+
+def test_a_full_table_refuses_new_requests_and_answers_known_ones() -> None:
+    recent = RecentRequests(count_max=1)
+    r = replica(recent=recent)
+    (effect,) = r.propose(b"op", 1, request_id=b"a" * 16)
+    assert isinstance(effect, Persist)
+    (again,) = r.propose(b"op", 2, request_id=b"a" * 16)
+    assert isinstance(again, Attach)
+    (other,) = r.propose(b"op", 3, request_id=b"b" * 16)
+    assert isinstance(other, Refuse)
+    assert isinstance(other.error, Overloaded)
+    (bare,) = r.propose(b"op", 4)
+    assert isinstance(bare, Persist)
 
 
 # -- terms and members -------------------------------------------------------------------------------------
