@@ -1,0 +1,223 @@
+"""All replicas of one store: messages, commands and the clock for each, and what the leader is told of them.
+
+replicas = Replicas(node, links, metrics, log, now_us=…, schema_wanted=…, dropped=…)
+replicas.add(shard)                       opened with this node's Membership
+replicas.take(view)                       a chosen map: who is primary, of whom
+network.handlers["store"].update(replicas.handlers("store"))
+replicas.start()                          the clock; `close` ends it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from agent.link import Answer, Handler, Header
+from agent.metrics import Metrics
+from agent.store.driven_replica import DrivenReplica, Surroundings
+from agent.store.replica_sending import Key, Links, Outbox, unpack
+from agent.store.shard import Shard
+from core.cluster import ClusterView
+from core.errors import BadRequest, Unavailable
+from core.peer_wire import SHARD
+from core.replication.effects import OfferSnapshot
+from core.replication.log import Position
+from core.replication.messages import (
+    Activate,
+    AskPersisted,
+    CatchUp,
+    Delete,
+    Level,
+    Message,
+    Promise,
+    Refused,
+)
+from net.logs import Log
+
+TICK_S = 0.08
+TICKS_AT_ONCE = 256
+"""Replicas between which others on the loop have their turn."""
+
+
+class Replicas:
+    """`schema_wanted(collection, version)`: fetch the map. `dropped(collection, shard)`: the leader has had
+    this replica deleted; close the shard and remove its folder."""
+
+    def __init__(
+        self,
+        node: str,
+        links: Links,
+        metrics: Metrics,
+        log: Log,
+        *,
+        now_us: Callable[[], int],
+        schema_wanted: Callable[[int, int], None],
+        dropped: Callable[[int, int], Awaitable[None]],
+    ) -> None:
+        self.node = node
+        self.leader_term = 0
+        """The highest that a leader showed, in whatever way."""
+        self._log = log
+        self._dropped = dropped
+        self._replicas: dict[Key, DrivenReplica] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._around = Surroundings(
+            node,
+            Outbox(links, metrics),
+            log,
+            now_us,
+            lambda key, version: schema_wanted(key[0], version),
+            self._snapshot_wanted,
+            self._install,
+            self._delete,
+        )
+
+    # -- which there are --------------------------------------------------------------------------------
+
+    def add(self, shard: Shard) -> DrivenReplica:
+        driven = DrivenReplica(shard, self._around)
+        self._replicas[driven.key] = driven
+        if driven.replica is not None:
+            self.leader_term = max(self.leader_term, driven.replica.identity.leader_term)
+        return driven
+
+    async def remove(self, collection: int, shard: int) -> None:
+        """Before the shard is closed."""
+        driven = self._replicas.pop((collection, shard), None)
+        if driven is not None:
+            await driven.close()
+
+    def get(self, collection: int, shard: int) -> DrivenReplica:
+        """Raises Unavailable."""
+        driven = self._replicas.get((collection, shard))
+        if driven is None:
+            raise Unavailable(f"node {self.node} has no replica of shard {shard} of collection {collection}")
+        return driven
+
+    def take(self, view: ClusterView) -> None:
+        """Of a value of the map that was chosen."""
+        for shards in view.shards.values():
+            for configuration in shards.shards:
+                driven = self._replicas.get((shards.collection, configuration.number))
+                if driven is not None:
+                    driven.take(configuration)
+
+    def heard_leader(self, term: int) -> None:
+        """A leader of this term has spoken: commands of an older one are refused from now on."""
+        self.leader_term = max(self.leader_term, term)
+
+    def report(self) -> dict[str, Any]:
+        """What the answer to a leader's ping says: active primaries here, and replicas that are lost."""
+        shards, lost = [], []
+        for (collection, number), driven in self._replicas.items():
+            replica = driven.replica
+            if replica is not None and replica.is_primary:
+                lags = {to.node: lag for to, lag in replica.lags().items()}
+                shards.append([collection, number, replica.term, replica.log.last.seq, lags])
+            named = driven.configuration is not None and self.node in driven.configuration.replicas
+            if named and driven.shard.damage is not None:
+                lost.append([collection, number, 0])
+            elif named and replica is not None and not driven.is_named():
+                lost.append([collection, number, replica.me.incarnation])
+        return {"shards": shards, "lost": lost}
+
+    # -- the clock --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._own(self._tick())
+
+    async def close(self) -> None:
+        """Before the shards are closed."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for driven in self._replicas.values():
+            await driven.close()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            for at, driven in enumerate(list(self._replicas.values()), 1):
+                driven.tick(loop.time())
+                if at % TICKS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(TICK_S)
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("replica.work_failed", exc=error)
+
+    # -- calls of other nodes ---------------------------------------------------------------------------
+
+    def handlers(self, role: str) -> dict[str, Handler]:
+        """What this store serves to other stores, or to consoles."""
+        common: dict[str, Handler] = {"shard.command": self._command}
+        return (
+            {"replica": self._messages, "shard.read_at": self._read_at, **common}
+            if role == "store"
+            else common
+        )
+
+    async def _messages(self, header: Header, body: bytes, deadline: float) -> Answer:
+        driven = self._replicas.get(_key(header))
+        if driven is not None:
+            now_s = asyncio.get_running_loop().time()
+            unpack(body, lambda message: driven.on_message(message, now_s))
+        return {}, b""
+
+    async def _command(self, header: Header, body: bytes, deadline: float) -> Answer:
+        driven = self.get(*_key(header))
+        asked: Message = SHARD.decode(str(header["kind"]), body)
+        if not isinstance(asked, Promise | CatchUp | Level | Activate | Delete | AskPersisted):
+            raise BadRequest(f"{header['kind']} is no command to a replica")
+        if not isinstance(asked, AskPersisted):
+            if asked.leader_term < self.leader_term:
+                return _encoded(Refused(asked.to, None, asked.term, self._promised(driven), self.leader_term))
+            self.heard_leader(asked.leader_term)
+        return _encoded(await driven.ask(asked, deadline))
+
+    @staticmethod
+    def _promised(driven: DrivenReplica) -> int:
+        return driven.replica.term if driven.replica is not None else 0
+
+    async def _read_at(self, header: Header, body: bytes, deadline: float) -> Answer:
+        """{collection, shard, term, seq} for quorum: once `seq` is applied; without `seq` for strong."""
+        driven = self.get(*_key(header))
+        if (seq := header.get("seq")) is None:
+            await driven.confirm(int(header["term"]), deadline)
+        else:
+            await driven.reach(int(seq), int(header["term"]), deadline)
+        return {"applied": driven.shard.applied_seq}, b""
+
+    # -- what replicas want -----------------------------------------------------------------------------
+
+    def _snapshot_wanted(self, driven: DrivenReplica, offer: OfferSnapshot) -> None:
+        pass
+
+    def _install(self, driven: DrivenReplica, position: Position) -> None:
+        pass
+
+    def _delete(self, driven: DrivenReplica) -> None:
+        self._own(self._drop(driven))
+
+    async def _drop(self, driven: DrivenReplica) -> None:
+        self._replicas.pop(driven.key, None)
+        await driven.close()
+        await self._dropped(*driven.key)
+        driven.deleted()
+
+
+def _key(header: Header) -> Key:
+    return int(header["collection"]), int(header["shard"])
+
+
+def _encoded(answer: Any) -> Answer:
+    kind, data = SHARD.encode(answer)
+    return {"kind": kind}, data

@@ -1,0 +1,206 @@
+"""Replicas on three nodes: writes get everywhere, survive who fails; what was never committed goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.cluster import NodeId
+from core.errors import DeadlineExceeded
+from core.replication.effects import Consistency, StaleTerm
+from core.wire import Outcome
+from tests.storing.contents import upsert
+from tests.storing.folders import folder_in_memory
+from tests.unit.replica_nodes import ReplicaCluster, replica_cluster, until, write
+
+ALL = ("n1", "n2", "n3")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with folder_in_memory() as made:
+        yield made
+
+
+@pytest.fixture
+async def cluster(folder: Path) -> AsyncIterator[ReplicaCluster]:
+    async with replica_cluster(folder) as made:
+        await made.begin(ALL)
+        await until(lambda: connected(made))
+        yield made
+
+
+def connected(cluster: ReplicaCluster) -> bool:
+    running = cluster.running
+    return all(
+        node.peers is not None and node.peers.caller(other.name).is_open
+        for node in running
+        for other in running
+        if node is not other
+    )
+
+
+async def level(cluster: ReplicaCluster) -> None:
+    """All running replicas have applied what the primary's log holds, and hold the same points."""
+    replica = cluster.primary.open_shard.replica
+    assert replica is not None
+    last_seq = replica.log.last.seq
+    await until(lambda: all(node.applied == last_seq for node in cluster.running))
+    expected = cluster.primary.points()
+    assert all(node.points() == expected for node in cluster.running)
+
+
+async def test_a_write_gets_to_all_replicas_and_they_hold_the_same(cluster: ReplicaCluster) -> None:
+    for tag in range(20):
+        assert await write(cluster["n1"], upsert([tag, tag + 1], tag)) == Outcome(touched=2)
+    await level(cluster)
+    assert len(cluster["n3"].points()) == 21
+
+
+@pytest.mark.parametrize("consistency", list(Consistency))
+async def test_many_writes_at_once_are_acknowledged_with_each_consistency(
+    cluster: ReplicaCluster, consistency: Consistency
+) -> None:
+    node = cluster["n1"]
+    for until_what in ("applied", "persisted"):
+        writes = [write(node, upsert([n], n), consistency=consistency, until=until_what) for n in range(100)]
+        await asyncio.gather(*writes)
+    await level(cluster)
+
+
+async def test_a_follower_takes_no_writes(cluster: ReplicaCluster) -> None:
+    await write(cluster["n1"], upsert([1], 1))
+    with pytest.raises(StaleTerm, match="n1 is the primary"):
+        await write(cluster["n2"], upsert([2], 2))
+
+
+async def test_without_a_majority_only_what_asks_for_none_is_acknowledged(cluster: ReplicaCluster) -> None:
+    for name in ("n2", "n3"):
+        await cluster[name].stop()
+    node = cluster["n1"]
+    with pytest.raises(DeadlineExceeded):
+        await write(node, upsert([1], 1), within_s=0.3)
+    await write(node, upsert([2], 2), consistency=Consistency.EVENTUAL, until="persisted")
+    assert node.applied == 0
+    await cluster["n2"].start()
+    await write(node, upsert([3], 3))
+    with pytest.raises(DeadlineExceeded):
+        await write(node, upsert([4], 4), consistency=Consistency.STRONG, within_s=0.3)
+    await level(cluster)
+    assert set(cluster["n2"].points()) == {1, 2, 3, 4}
+
+
+async def test_a_follower_that_was_away_gets_what_it_missed_from_the_log(cluster: ReplicaCluster) -> None:
+    await write(cluster["n1"], upsert([0], 0))
+    await cluster["n3"].stop()
+    for tag in range(1, 30):
+        await write(cluster["n1"], upsert([tag], tag))
+    cluster["n1"].open_shard.pipeline.memory.clear()  # what is missing is only in the files
+    await cluster["n3"].start()
+    await level(cluster)
+
+
+async def test_every_replica_can_restart_and_the_primary_goes_on_by_what_the_map_says(
+    cluster: ReplicaCluster,
+) -> None:
+    for tag, name in enumerate(("n3", "n1", "n2")):
+        await write(cluster["n1"], upsert([tag], tag))
+        await cluster[name].stop()
+        await cluster[name].start()
+    await write(cluster["n1"], upsert([9], 9), consistency=Consistency.STRONG)
+    await level(cluster)
+    assert set(cluster["n2"].points()) == {0, 1, 2, 9}
+
+
+async def test_after_a_restart_of_all_what_was_acknowledged_is_there(cluster: ReplicaCluster) -> None:
+    for tag in range(10):
+        await write(cluster["n1"], upsert([tag], tag), until="persisted")
+    for name in ALL:
+        await cluster[name].stop()
+    for name in ALL:
+        await cluster[name].start()
+    await level(cluster)
+    assert set(cluster["n1"].points()) == set(range(10))
+
+
+async def test_a_failover_loses_no_acknowledged_write(cluster: ReplicaCluster) -> None:
+    for tag in range(10):
+        await write(cluster["n1"], upsert([tag], tag))
+    await cluster["n1"].stop()
+    assert await cluster.reconfigure("n2", ["n2", "n3"]) is None
+    await write(cluster["n2"], upsert([50], 50))
+    await level(cluster)
+    assert set(cluster["n3"].points()) == {*range(10), 50}
+
+
+async def test_what_a_deposed_primary_never_had_committed_is_cut_off(cluster: ReplicaCluster) -> None:
+    await write(cluster["n1"], upsert([1], 1))
+    await level(cluster)
+    for name in ("n2", "n3"):
+        await cluster[name].stop()
+    await write(cluster["n1"], upsert([2], 2), consistency=Consistency.EVENTUAL, until="persisted")
+    await write(cluster["n1"], upsert([3], 3), consistency=Consistency.EVENTUAL, until="persisted")
+    await cluster["n1"].stop()
+    for name in ("n2", "n3"):
+        await cluster[name].start()
+    assert await cluster.reconfigure("n3", ["n2", "n3"]) is None
+    await write(cluster["n3"], upsert([4], 4))
+    await cluster["n1"].start()  # a learner now
+    await level(cluster)
+    assert set(cluster["n1"].points()) == {1, 4}
+    assert await cluster.reconfigure("n3", ALL) is None
+    await cluster["n1"].stop()
+    await cluster["n1"].start()
+    await write(cluster["n3"], upsert([5], 5), consistency=Consistency.STRONG)
+    await level(cluster)
+
+
+async def test_the_primary_moves_under_writes_and_none_that_was_acknowledged_is_lost(
+    cluster: ReplicaCluster,
+) -> None:
+    acknowledged: set[int] = set()
+    stop = asyncio.Event()
+
+    async def client(first: int) -> None:
+        tag = first
+        while not stop.is_set():
+            try:
+                await write(cluster.primary, upsert([tag], tag), request_id=b"%016d" % tag, within_s=5)
+            except StaleTerm:
+                await asyncio.sleep(0.005)
+                continue
+            acknowledged.add(tag)
+            tag += 10
+
+    clients = [asyncio.create_task(client(n)) for n in range(4)]
+    for primary in ("n2", "n3", "n1", "n3"):
+        wanted = len(acknowledged) + 20
+        await until(lambda wanted=wanted: len(acknowledged) > wanted)  # type: ignore[misc]
+        assert await cluster.reconfigure(primary, ALL) is None
+    stop.set()
+    await asyncio.gather(*clients)
+    await level(cluster)
+    assert set(cluster["n2"].points()) == acknowledged
+
+
+async def test_a_retry_at_the_next_primary_gets_the_first_ones_answer(cluster: ReplicaCluster) -> None:
+    once: dict[str, Any] = {"request_id": b"only once", "body_hash": b"h"}
+    assert await write(cluster["n1"], upsert([1, 2], 1), **once) == Outcome(touched=2)
+    assert await cluster.reconfigure("n2", ALL) is None
+    assert await write(cluster["n2"], upsert([1, 2], 1), **once) == Outcome(touched=2)
+    await level(cluster)
+    assert cluster["n2"].record.slot_high == 2
+
+
+async def test_the_report_says_which_primaries_are_here_and_who_lags(cluster: ReplicaCluster) -> None:
+    await write(cluster["n1"], upsert([1], 1), consistency=Consistency.STRONG)
+    assert cluster["n1"].replicas.report() == {"shards": [[7, 0, 1, 2, {"n2": 0, "n3": 0}]], "lost": []}
+    assert cluster["n2"].replicas.report() == {"shards": [], "lost": []}
+    replicas = {**cluster.configuration.replicas, NodeId("n2"): 12}
+    own = cluster["n2"].incarnation
+    cluster.change(replicas=replicas)
+    assert cluster["n2"].replicas.report() == {"shards": [], "lost": [[7, 0, own]]}
