@@ -194,6 +194,9 @@ async def _dial(
         await _receive(reader, _Ready)
         keys = _mac(secret, b"to caller", transcript), _mac(secret, b"to listener", transcript)
         return _proved(reader, writer, me, welcome.who, None if trust.client_tls else keys)
+    except EOFError:
+        writer.close()
+        raise ConnectionResetError("the other side ended the connection while it was greeted") from None
     except BaseException:
         writer.close()
         raise

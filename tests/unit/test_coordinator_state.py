@@ -71,6 +71,15 @@ async def test_the_next_agent_is_asked_when_one_hangs(cluster: Cluster, state: S
     assert state.agent == "n2"
 
 
+async def test_a_watch_and_a_list_need_no_voter_that_is_down(cluster: Cluster, state: StateClient) -> None:
+    version = await write(state, "map", 0, b"one")
+    await cluster.nodes["n3"].server.close()
+    assert (await state.list("")).keys() == {"map"}
+    watching = asyncio.create_task(state.watch("map", version))
+    second = await write(state, "map", version, b"two")
+    assert await watching == Versioned(b"two", second)
+
+
 async def test_without_a_majority_it_says_so_in_time(cluster: Cluster, state: StateClient) -> None:
     for name in ("n2", "n3"):
         await cluster.nodes[name].server.close()
@@ -157,3 +166,13 @@ async def test_a_name_whose_addresses_all_refuse_is_refused() -> None:
         error = Unavailable("node n1 cannot be reached")
         error.__cause__ = cause
         assert was_refused(error) is refused
+
+
+async def test_a_listener_that_ends_while_it_is_greeted_is_unavailable_and_not_refusing() -> None:
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    links = Links("ops", TRUST, {"n1": server.sockets[0].getsockname()[:2]})
+    with pytest.raises(Unavailable) as caught:
+        await links.caller("n1").open(timeout_s=5)
+    assert not was_refused(caught.value)
+    await links.close()
+    server.close()

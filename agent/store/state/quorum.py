@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from agent.store.state.port import VersionConflict, Versioned
 from core.consensus.register import (
@@ -40,6 +40,8 @@ from core.errors import ShoalError, Unavailable
 ROUND_TIMEOUT_S = 2.0
 SETTLE_TIMEOUT_S = 5.0
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.005, 0.2
+
+T = TypeVar("T")
 
 
 class Voter(Protocol):
@@ -94,19 +96,38 @@ class QuorumState:
         return await self._write(key, version, None)
 
     async def watch(self, key: str, after_version: int) -> Versioned:
-        async with asyncio.TaskGroup() as group:
-            waits = [group.create_task(a.wait_accepted(key, after_version)) for a in self._acceptors.values()]
-            done, late = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in late:
-                wait.cancel()
-        return _versioned(done.pop().result().value)
+        (first,) = await self._gather(lambda a: a.wait_accepted(key, after_version), bool)
+        return _versioned(first.value)
 
     async def list(self, prefix: str) -> dict[str, Versioned]:
-        keys: set[str] = set()
-        for acceptor in self._acceptors.values():
-            keys |= set(await acceptor.keys(prefix))
+        keys: set[str] = set().union(*await self._gather(lambda a: a.keys(prefix), self._voters.is_quorum))
         found = await asyncio.gather(*(self.read(key) for key in sorted(keys)))
         return {key: v for key, v in zip(sorted(keys), found, strict=True) if v.value is not None}
+
+    async def _gather(
+        self, ask: Callable[[Voter], Awaitable[T]], is_enough: Callable[[Collection[str]], bool]
+    ) -> tuple[T, ...]:
+        """The answers of the first voters that are enough. Raises Unavailable if too few can answer."""
+        asked = {asyncio.ensure_future(ask(voter)): name for name, voter in self._acceptors.items()}
+        answers: dict[str, T] = {}
+        problem: ShoalError | None = None
+        waiting = set(asked)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        answers[asked[task]] = task.result()
+                    except ShoalError as error:
+                        problem = error
+                    else:
+                        if is_enough(answers.keys()):
+                            return tuple(answers.values())
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raise Unavailable(f"{len(answers)} of {len(asked)} voters answer: {problem}")
 
     async def _write(self, key: str, version: int, data: bytes | None) -> int | VersionConflict:
         self._writes += 1
