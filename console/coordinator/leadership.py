@@ -227,8 +227,8 @@ class _Candidacy:
             await asyncio.wait([before])
         try:
             await self._govern(reign)
-        except Deposed as problem:
-            self._log.warning("leader.deposed", term=reign.term, text=str(problem))
+        except* Deposed as problems:
+            self._log.warning("leader.deposed", term=reign.term, text=str(problems.exceptions[0]))
             self.leave()
         finally:
             self._woken.set()

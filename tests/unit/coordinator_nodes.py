@@ -52,12 +52,14 @@ class Node:
 
     async def start(self, address: Address) -> None:
         await self.server.start(address)
+        self._address = self.server.address
 
     async def restart(self) -> None:
-        address = self.server.address
         await self.server.close()
+        self.state = self._state()
+        self.console |= StateCalls(self.state).handlers()
         self.server = self._server()
-        await self.server.start(address)
+        await self.server.start(self._address)
 
     def _server(self) -> PeerServer:
         return PeerServer(self._ports, {"store": self.store, "console": self.console})
