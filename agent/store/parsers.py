@@ -40,6 +40,10 @@ def ready_count() -> int:
     return min(2, len(os.sched_getaffinity(0)) // 2)
 
 
+class Gone(Exception):
+    """The parser was lost before it got the body."""
+
+
 class Parser:
     """A process that parses one body after the other. `start` it, and `close` it in the end."""
 
@@ -73,10 +77,13 @@ class Parser:
         return self._process is None or self._process.returncode is not None
 
     async def prepare(self, kind: str, body: bytes, target: Target) -> list[Prepared]:
-        """As parsing.prepare. Raises Unavailable if the process is lost; this body may have been why."""
+        """As parsing.prepare. Raises Gone if the process was lost before, and Unavailable if it is lost over
+        this body, which may be why."""
         self.waiting += 1
         try:
             async with self._turn:
+                if self.is_lost:
+                    raise Gone
                 return await _to_its_end(self._exchange(order(kind, target), body))
         finally:
             self.waiting -= 1
@@ -84,8 +91,8 @@ class Parser:
     async def _exchange(self, head: bytes, body: bytes) -> list[Prepared]:
         process = self._process
         try:
-            if process is None or process.stdin is None:
-                raise ConnectionError("it does not run")
+            assert process is not None
+            assert process.stdin is not None
             self._memory[: len(body)] = body
             async with asyncio.timeout(HUNG_S):
                 process.stdin.write(HEAD.pack(len(head), len(body)) + head)
@@ -148,14 +155,17 @@ class Parsers:
         free = min((p for p in self._ready if not p.is_lost), key=lambda p: p.waiting, default=None)
         if free is None or free.waiting >= WAITING_MAX:
             return await asyncio.to_thread(prepare, kind, body, target)
-        return await free.prepare(kind, body, target)
+        try:
+            return await free.prepare(kind, body, target)
+        except Gone:
+            return await asyncio.to_thread(prepare, kind, body, target)
 
     async def _apart(self, kind: str, body: bytes, target: Target) -> list[Prepared]:
         parser = Parser(len(body))
         try:
             await parser.start()
             return await parser.prepare(kind, body, target)
-        except OSError as problem:
+        except (OSError, Gone) as problem:
             raise Unavailable(f"parsing {len(body)} bytes failed ({problem}); try again") from None
         finally:
             await parser.close()
