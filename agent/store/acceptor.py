@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.store.acceptor_log import COPIES, Loaded, Saved, encode_log, encode_records, load
 from agent.store.files import Files
-from core.consensus.register import Answer, Cell, Request, on_request
+from core.consensus.register import ADOPTED_KEY, Answer, Cell, Request, on_request
 from core.errors import NoRoom, StartRefused, Unavailable
 
 LOG_BYTES_MIN = 512 << 10
@@ -57,8 +57,8 @@ class Acceptor:
         return acceptor
 
     async def keys(self, prefix: str) -> list[str]:
-        """Keys accepted here under the prefix, deleted ones too."""
-        return sorted(k for k, cell in self._cells.items() if k.startswith(prefix) and cell.value.version)
+        """Keys of which there is a cell here, also of deleted ones, and of those that are only promised."""
+        return sorted(key for key in self._cells if key.startswith(prefix) and key != ADOPTED_KEY)
 
     def cell(self, key: str) -> Cell:
         return self._cells.get(key) or Cell()

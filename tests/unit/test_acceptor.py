@@ -67,6 +67,15 @@ async def test_promises_and_values_survive_a_restart(tmp_path: Path) -> None:
     await again.close()
 
 
+async def test_keys_are_listed_also_when_only_promised_and_the_voters_cell_is_not(tmp_path: Path) -> None:
+    acceptor = await Acceptor.open(tmp_path / "a", fresh=True)
+    await acceptor.handle(accept(1, key="jobs/1"))
+    await acceptor.handle(Prepare("jobs/2", Ballot(9, "q"), 1))
+    await acceptor.handle(Adopt(Ballot(8, "q"), VoterSet(2, frozenset({"n1"}))))
+    assert await acceptor.keys("") == ["jobs/1", "jobs/2"]
+    await acceptor.close()
+
+
 async def test_growth_past_the_bound_is_written_anew_and_loses_nothing(tmp_path: Path) -> None:
     acceptor = await Acceptor.open(tmp_path / "a", fresh=True)
     for version in range(1, 40):
