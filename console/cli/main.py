@@ -66,6 +66,7 @@ def _commands(run_agent: RunAgent) -> click.Group:
         config = load(config_path).config
         return run_agent(config, _chosen_node(config, node_id))
 
+    shoal.add_command(_coordinator)
     shoal.add_command(_config_commands())
     shoal.add_command(_demo)
     return shoal
@@ -106,6 +107,22 @@ def _config_commands() -> click.Group:
         click.echo(to_toml(load(config_path).config), nl=False)
 
     return config
+
+
+@click.command("coordinator")
+@_config_option
+@click.option("--name", help="Its name in events and logs. Without it: this machine's.")
+def _coordinator(config_path: Path | None, name: str | None) -> int:
+    """Stand for election in the foreground, and lead the cluster while elected.
+
+    Several may run: one leads, the others take over when it ends. SIGTERM or Ctrl-C hands over at once.
+    """
+    import socket
+
+    from console.cli.config_file import load
+    from console.coordinator.main import run_coordinator
+
+    return run_coordinator(load(config_path).config, name or socket.gethostname(), click.echo)
 
 
 @click.command("demo")

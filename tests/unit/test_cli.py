@@ -62,7 +62,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["agent"], ["config"], ["config", "check"], ["config", "show"], ["demo"]]
+    "command", [[], ["agent"], ["config"], ["config", "check"], ["config", "show"], ["coordinator"], ["demo"]]
 )
 def test_every_command_has_help(tmp_path: Path, command: list[str]) -> None:
     done = shoal(*command, "--help", folder=tmp_path)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("core", "net", "agent", "console")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-UNIT = ROOT / "deploy/systemd/shoal-agent@.service"
+UNITS = ROOT / "deploy/systemd"
 
 
 def sources(*packages: str) -> list[Path]:
@@ -160,17 +160,24 @@ def test_the_sample_is_without_mistakes_as_it_is_and_with_every_key() -> None:
     assert {*config.agent.__dataclass_fields__, *config.nodes[0].__dataclass_fields__} <= mentioned
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "instance"),
+    [
+        ("shoal-agent@.service", "shoal-agent@n1.service"),
+        ("shoal-coordinator.service", "shoal-coordinator.service"),
+    ],
+)
+def test_systemd_accepts_the_units(tmp_path: Path, unit: str, instance: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt install systemd)")
     program = Path(sys.executable).parent / "shoal"
     if not program.exists():
         pytest.skip("the shoal command is not in this environment: run make install")
-    text = UNIT.read_text().replace("/opt/shoal/bin/shoal", str(program))
+    text = (UNITS / unit).read_text().replace("/opt/shoal/bin/shoal", str(program))
     assert str(program) in text
-    (tmp_path / UNIT.name).write_text(text)
+    (tmp_path / unit).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", tmp_path / "shoal-agent@n1.service"],
+        ["systemd-analyze", "verify", tmp_path / instance],
         capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     ours = [line for line in done.stderr.splitlines() if "shoal" in line]
