@@ -156,7 +156,7 @@ class ShardReader:
                     "restore the shard or the collection from a snapshot"
                 )
             # The place may be another shard's by now, or another replica's of this one.
-            if not record.flags & _OPEN or record.incarnation != self.manifest.incarnation:
+            if not record.flags & _OPEN or record.incarnation != self.manifest.contents_id:
                 raise Unavailable(f"shard {self.folder.name} is not open; it may be starting")
             clean = quiet and before.applied == record.applied and before.slot_high == record.slot_high
             if not clean:

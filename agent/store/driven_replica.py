@@ -39,6 +39,7 @@ from core.replication.messages import (
     Refused,
     ReplicaId,
 )
+from core.replication.recent import RecentRequests
 from core.replication.reconfigure import replica_ids
 from core.replication.replica import Replica
 from net.logs import Log
@@ -91,7 +92,7 @@ class Surroundings:
     now_us: Callable[[], int]
     schema_wanted: Callable[[Key, int], None]
     snapshot_wanted: Callable[[DrivenReplica, OfferSnapshot], None]
-    install: Callable[[DrivenReplica, Position], None]
+    install: Callable[[DrivenReplica], None]
     delete: Callable[[DrivenReplica], None]
 
 
@@ -103,6 +104,9 @@ class DrivenReplica:
         record = shard.record
         self.key: Key = (record.collection, record.shard)
         self.configuration: Configuration | None = None
+        self.shard_count = 1
+        """Of the collection."""
+        self.is_installing = False
         self._around = around
         self._askers: list[_Asker] = []
         self._tokens = itertools.count(1)
@@ -113,7 +117,8 @@ class DrivenReplica:
 
     @property
     def replica(self) -> Replica | None:
-        return self.shard.replica
+        """None while it cannot act: its disk is not to be trusted, or its contents are being replaced."""
+        return None if self.is_installing else self.shard.replica
 
     # -- what comes in ----------------------------------------------------------------------------------
 
@@ -143,9 +148,9 @@ class DrivenReplica:
             if asker in self._askers:
                 self._askers.remove(asker)
 
-    def take(self, configuration: Configuration) -> None:
+    def take(self, configuration: Configuration, shard_count: int) -> None:
         """What the map, a chosen value, says of the shard."""
-        self.configuration = configuration
+        self.configuration, self.shard_count = configuration, shard_count
         replica = self.replica
         if replica is None:
             return
@@ -181,6 +186,16 @@ class DrivenReplica:
             )
             self.shard.stop(error)
 
+    def install_snapshot(self, term: int, position: Position, recent: RecentRequests) -> None:
+        """A whole, checked snapshot is ready to be put in place, if it is still of use."""
+
+        def install(replica: Replica) -> Sequence[Effect]:
+            effects = replica.install(term, position, recent, 0)
+            self.is_installing = bool(effects)
+            return effects
+
+        self._do(install)
+
     # -- strong reads -----------------------------------------------------------------------------------
 
     async def confirm(self, term: int, deadline_s: float) -> None:
@@ -210,7 +225,7 @@ class DrivenReplica:
             replica = self.replica
             if replica is None:
                 raise Unavailable("this node's replica cannot answer now")
-            return replica.may_read(seq, term)
+            return replica.may_read(seq, term) and self.shard.applied_seq >= seq
 
         if not is_there():
             await self.shard.pipeline.wait_for(is_there, deadline_s)
@@ -276,7 +291,7 @@ class DrivenReplica:
         self._around.schema_wanted(self.key, version)
 
     async def install(self, position: Position) -> None:
-        self._around.install(self, position)
+        self._around.install(self)
         await _forever()  # until the pipeline, which waits for this, is closed
 
     async def delete(self) -> None:

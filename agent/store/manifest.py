@@ -108,8 +108,15 @@ class Manifest(Struct, frozen=True, kw_only=True):
     vectors: dict[str, VectorState] = {}
     columns: dict[str, ColumnState] = {}
     files: dict[str, FileBlocks] = {}
+    copy: int = 0
+    """Drawn when the contents were installed from another replica's."""
     format: int = FORMAT
     crc: int = 0
+
+    @property
+    def contents_id(self) -> int:
+        """Which files these are: another one after they were replaced, though the replica is the same."""
+        return self.incarnation ^ self.copy
 
     @property
     def built(self) -> int:

@@ -10,19 +10,21 @@ replicas.start()                          the clock; `close` ends it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
 from agent.store.driven_replica import DrivenReplica, Surroundings
+from agent.store.files import Files
 from agent.store.replica_sending import Key, Links, Outbox, unpack
 from agent.store.shard import Shard
-from core.cluster import ClusterView
+from agent.store.snapshot_receiving import SnapshotReceiving, remove_leftovers
+from agent.store.snapshot_sending import SnapshotSending
+from core.cluster import ClusterView, CollectionId
 from core.errors import BadRequest, Unavailable
 from core.peer_wire import SHARD
 from core.replication.effects import OfferSnapshot
-from core.replication.log import Position
 from core.replication.messages import (
     Activate,
     AskPersisted,
@@ -42,7 +44,9 @@ TICKS_AT_ONCE = 256
 
 class Replicas:
     """`schema_wanted(collection, version)`: fetch the map. `dropped(collection, shard)`: the leader has had
-    this replica deleted; close the shard and remove its folder."""
+    this replica deleted; close the shard and remove its folder. `reopened(collection, shard, change)`: close
+    the shard, run `change` in a thread, open what is there then, and `add` it, also if `change` fails.
+    `check_room(bytes)` raises NoRoom."""
 
     def __init__(
         self,
@@ -54,12 +58,18 @@ class Replicas:
         now_us: Callable[[], int],
         schema_wanted: Callable[[int, int], None],
         dropped: Callable[[int, int], Awaitable[None]],
+        reopened: Callable[[int, int, Callable[[], None]], Awaitable[None]],
+        check_room: Callable[[int], None] = lambda size_bytes: None,
     ) -> None:
         self.node = node
         self.leader_term = 0
         """The highest that a leader showed, in whatever way."""
         self._log = log
-        self._dropped = dropped
+        self._dropped, self._reopened, self._now_us = dropped, reopened, now_us
+        self._view: ClusterView | None = None
+        self._sending = SnapshotSending(links, log, check_room)
+        self._receiving = SnapshotReceiving(Files(), log, check_room, self._own)
+        self._installing: set[asyncio.Task[None]] = set()
         self._replicas: dict[Key, DrivenReplica] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._around = Surroundings(
@@ -77,9 +87,12 @@ class Replicas:
 
     def add(self, shard: Shard) -> DrivenReplica:
         driven = DrivenReplica(shard, self._around)
+        remove_leftovers(shard.folder)
         self._replicas[driven.key] = driven
         if driven.replica is not None:
             self.leader_term = max(self.leader_term, driven.replica.identity.leader_term)
+        if self._view is not None:
+            self._show(self._view, driven)
         return driven
 
     async def remove(self, collection: int, shard: int) -> None:
@@ -97,11 +110,16 @@ class Replicas:
 
     def take(self, view: ClusterView) -> None:
         """Of a value of the map that was chosen."""
-        for shards in view.shards.values():
-            for configuration in shards.shards:
-                driven = self._replicas.get((shards.collection, configuration.number))
-                if driven is not None:
-                    driven.take(configuration)
+        self._view = view
+        for driven in list(self._replicas.values()):
+            self._show(view, driven)
+
+    @staticmethod
+    def _show(view: ClusterView, driven: DrivenReplica) -> None:
+        shards = view.shards.get(CollectionId(driven.key[0]))
+        for configuration in shards.shards if shards is not None else ():
+            if shards is not None and configuration.number == driven.key[1]:
+                driven.take(configuration, len(shards.shards))
 
     def heard_leader(self, term: int) -> None:
         """A leader of this term has spoken: commands of an older one are refused from now on."""
@@ -129,9 +147,10 @@ class Replicas:
 
     async def close(self) -> None:
         """Before the shards are closed."""
-        for task in self._tasks:
+        for task in self._tasks - self._installing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._sending.close()
         for driven in self._replicas.values():
             await driven.close()
 
@@ -142,15 +161,18 @@ class Replicas:
                 driven.tick(loop.time())
                 if at % TICKS_AT_ONCE == 0:
                     await asyncio.sleep(0)
+            self._sending.sweep()
             await asyncio.sleep(TICK_S)
 
-    def _own(self, work: Any) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._installing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("replica.work_failed", exc=error)
 
@@ -159,11 +181,15 @@ class Replicas:
     def handlers(self, role: str) -> dict[str, Handler]:
         """What this store serves to other stores, or to consoles."""
         common: dict[str, Handler] = {"shard.command": self._command}
-        return (
-            {"replica": self._messages, "shard.read_at": self._read_at, **common}
-            if role == "store"
-            else common
-        )
+        if role != "store":
+            return common
+        return {
+            **common,
+            "replica": self._messages,
+            "shard.read_at": self._read_at,
+            "snapshot.ask": self._ask_for_snapshot,
+            "snapshot.part": self._part,
+        }
 
     async def _messages(self, header: Header, body: bytes, deadline: float) -> Answer:
         driven = self._replicas.get(_key(header))
@@ -196,13 +222,32 @@ class Replicas:
             await driven.reach(int(seq), int(header["term"]), deadline)
         return {"applied": driven.shard.applied_seq}, b""
 
+    async def _ask_for_snapshot(self, header: Header, body: bytes, deadline: float) -> Answer:
+        return await self._receiving.ask(self.get(*_key(header)), header)
+
+    async def _part(self, header: Header, body: bytes, deadline: float) -> Answer:
+        return await self._receiving.part(self.get(*_key(header)), header, body)
+
     # -- what replicas want -----------------------------------------------------------------------------
 
     def _snapshot_wanted(self, driven: DrivenReplica, offer: OfferSnapshot) -> None:
-        pass
+        if driven.key in self._replicas:
+            self._own(self._sending.send(driven, offer))
 
-    def _install(self, driven: DrivenReplica, position: Position) -> None:
-        pass
+    def _install(self, driven: DrivenReplica) -> None:
+        self._installing.add(self._own(self._reopen(driven)))
+
+    async def _reopen(self, driven: DrivenReplica) -> None:
+        """Like a restart, with the snapshot's contents: whoever still waits asks again."""
+        replica = driven.shard.replica
+        try:
+            if replica is not None:
+                swap = self._receiving.swap(driven, replica.identity, self._now_us())
+                await self.remove(*driven.key)
+                await self._reopened(*driven.key, swap)
+                self._log.info("snapshot.installed", shard=f"{driven.key[0]}/{driven.key[1]}")
+        finally:
+            self._receiving.installed(driven.key)
 
     def _delete(self, driven: DrivenReplica) -> None:
         self._own(self._drop(driven))

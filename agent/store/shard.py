@@ -289,7 +289,7 @@ class Shard:
         meta, manifest = self._applier.points.meta, self._manifests.manifest
         self.refusal = None
         self._publisher.update(
-            incarnation=manifest.incarnation,
+            incarnation=manifest.contents_id,
             promised=self._replica.identity.promised,
             slot_low=manifest.slot_low,
             slot_high=meta.slot_high,

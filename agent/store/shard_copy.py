@@ -136,6 +136,10 @@ class Target:
     identity: Identity
     schema: int
     vectors: Mapping[int, tuple[int, VectorParams]]
+    term: int | None = None
+    """Of the last applied entry, where others have the log that goes on from it; else the promised one."""
+    copy: int = 0
+    """Makes the contents others than those that this replica has had before."""
 
 
 def build_shard(
@@ -163,7 +167,8 @@ def build_shard(
     }
     owner = LogOwner(target.collection, target.shard, target.identity.incarnation, target.identity.history)
     log = LogWriter(folder / "log", owner, files)
-    log.begin_file(Position(target.identity.promised, saved.applied))
+    term = target.identity.promised if target.term is None else target.term
+    log.begin_file(Position(term, saved.applied))
     log.close()
     write_identity(folder / "log", target.identity, files)
     manifest = Manifest(
@@ -172,6 +177,7 @@ def build_shard(
         shard=target.shard,
         incarnation=target.identity.incarnation,
         history=target.identity.history,
+        copy=target.copy,
         checkpoint=saved.applied,
         slot_low=saved.slot_low,
         slot_high=0,  # nothing derived is there yet: it is made when the shard is opened

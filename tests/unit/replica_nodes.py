@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from agent.metrics import Metrics
 from agent.page import Page, ShardPlaces, ShardRecord
+from agent.store.deleted import put_in_place, shard_folder
 from agent.store.files import Files
 from agent.store.membership import Membership
 from agent.store.peers import Address, PeerPorts, Peers, PeerServer
@@ -39,8 +40,9 @@ class Node:
     """One store with its replica of the one shard."""
 
     def __init__(self, name: str, folder: Path, cluster: ReplicaCluster) -> None:
-        self.name, self.folder = name, folder / f"{COLLECTION}-{NUMBER}"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.name, self.data = name, folder
+        self.folder = shard_folder(folder, COLLECTION, NUMBER)
+        self.folder.parent.mkdir(parents=True)
         self.cluster = cluster
         self.logged = io.StringIO()
         self.log = log_to(self.logged)
@@ -51,6 +53,7 @@ class Node:
         self.ports = ShardPorts(self.page, ShardPlaces(self.page), self.executor, self.log, self.files)
         self.incarnation = 0
         self.schemas_wanted: list[int] = []
+        self.installs = 0
         self.shard: Shard | None = None
         self.peers: Peers | None = None
 
@@ -76,7 +79,19 @@ class Node:
             now_us=self.ports.now_us,
             schema_wanted=lambda _, version: self.schemas_wanted.append(version),
             dropped=self._dropped,
+            reopened=self._reopened,
         )
+        put_in_place(self.data, COLLECTION, NUMBER, self.incarnation, now_us=1)  # what the catalogue does
+        await self._open()
+        self.server = PeerServer(ports, {"store": {"ping": _pong, **self.replicas.handlers("store")}})
+        address = self.cluster.addresses.get(self.name, ("127.0.0.1", 0))
+        await self.server.start(address)
+        self.cluster.addresses[self.name] = self.server.address
+        self.replicas.start()
+        self.peers.watch([name for name in self.cluster.nodes if name != self.name])
+        self.learn()
+
+    async def _open(self) -> None:
         self.shard = await Shard.open(
             self.folder,
             collection=COLLECTION,
@@ -88,13 +103,14 @@ class Node:
         )
         assert self.shard.damage is None
         self.replicas.add(self.shard)
-        self.server = PeerServer(ports, {"store": {"ping": _pong, **self.replicas.handlers("store")}})
-        address = self.cluster.addresses.get(self.name, ("127.0.0.1", 0))
-        await self.server.start(address)
-        self.cluster.addresses[self.name] = self.server.address
-        self.replicas.start()
-        self.peers.watch([name for name in self.cluster.nodes if name != self.name])
-        self.learn()
+
+    async def _reopened(self, collection: int, shard: int, change: Callable[[], None]) -> None:
+        await self.open_shard.close(checkpoint=False)
+        try:
+            await asyncio.to_thread(change)
+        finally:
+            await self._open()
+        self.installs += 1
 
     def learn(self) -> None:
         shards = Shards(collection=COLLECTION, shards=(self.cluster.configuration,))

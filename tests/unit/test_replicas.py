@@ -104,6 +104,34 @@ async def test_a_follower_that_was_away_gets_what_it_missed_from_the_log(cluster
     await level(cluster)
 
 
+async def test_a_replica_that_is_far_behind_gets_a_snapshot(folder: Path) -> None:
+    async with replica_cluster(folder, log_bytes_kept=2_000) as cluster:
+        await cluster.begin(ALL)
+        await write(cluster["n1"], upsert([0], 0), consistency=Consistency.STRONG)
+        await cluster["n3"].stop()
+        for tag in range(60):
+            await write(cluster["n1"], upsert(range(tag, tag + 20), tag))
+        once: dict[str, Any] = {"request_id": b"only once", "body_hash": b"h"}
+        await write(cluster["n1"], upsert([500], 1), **once)
+        await cluster["n1"].open_shard.checkpoint()
+        before = cluster["n3"].incarnation
+        await cluster["n3"].start()
+        await until(lambda: cluster["n3"].installs == 1)
+        await write(cluster["n1"], upsert([501], 1))
+        await level(cluster)
+        replica = cluster["n3"].open_shard.replica
+        assert replica is not None
+        assert replica.me.incarnation == before
+        assert cluster["n3"].record.incarnation != before, "fronts must open the files again"
+        assert await cluster.reconfigure("n3", ALL) is None
+        assert await write(cluster["n3"], upsert([500], 1), **once) == Outcome(touched=1)
+        await cluster["n3"].stop()
+        await cluster["n3"].start()
+        await level(cluster)
+        left = [path.name for path in cluster["n3"].folder.parent.iterdir()]
+        assert left == ["7-0"]
+
+
 async def test_every_replica_can_restart_and_the_primary_goes_on_by_what_the_map_says(
     cluster: ReplicaCluster,
 ) -> None:
