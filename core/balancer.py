@@ -6,16 +6,18 @@ comes as a `random.Random`.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
+from typing import Protocol, TypeVar
 
 from core.cluster import NodeId
 from core.detector import Health
 from core.errors import InvariantBroken
 from core.hashing import splitmix64
+
+T = TypeVar("T")
 
 LATENCY_START_S = 0.005
 EWMA_WEIGHT = 0.2
@@ -26,6 +28,16 @@ OWN_FACTOR = 1.5
 SLOW_START_S = 10.0
 DEGRADED_SHARE = 0.05
 WEIGHT_MIN = 1e-6
+
+
+class Chance(Protocol):
+    """What is used of `random.Random`."""
+
+    def random(self) -> float: ...
+
+    def choice(self, seq: Sequence[T], /) -> T: ...
+
+    def sample(self, population: Sequence[T], k: int, /) -> list[T]: ...
 
 
 class Strategy(Enum):
@@ -77,7 +89,7 @@ class NodeStatistics:
 class Balancer:
     """`pick` a node, `began` it, `finished` it. Strategy and weights may change between any two reads."""
 
-    def __init__(self, own: NodeId, zone: str, chance: random.Random, *, strategy: Strategy) -> None:
+    def __init__(self, own: NodeId, zone: str, chance: Chance, *, strategy: Strategy) -> None:
         self.strategy = strategy
         self._own, self._zone, self._chance = own, zone, chance
         self._nodes: dict[NodeId, _Node] = {}

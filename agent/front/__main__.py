@@ -18,6 +18,7 @@ from agent.front.access import Keys
 from agent.front.app import App, AppLimits
 from agent.front.connections import Server
 from agent.front.handlers import Handlers
+from agent.front.others import Others
 from agent.front.routes import Router
 from agent.front.serving import Serving
 from agent.front.tls import Certificates
@@ -28,6 +29,7 @@ from agent.page import Page, Reads
 from core.config_values import host_port
 from core.errors import ShoalError
 from net.logs import Log, log_to
+from net.trust import is_networked
 
 TICK_S = 0.2
 RELOAD_S = 1.0
@@ -47,7 +49,18 @@ async def serve(spec: Spec, log: Log) -> None:
     metrics = Metrics(page.metrics(spec.place))
     keys = Keys(spec.config)
     link = Client(SOCKET)
-    serving = Serving(page, link, metrics, log, Reads(page, spec.place))
+    serving = Serving(spec.node.id, page, link, metrics, log, Reads(page, spec.place))
+    if is_networked(spec.config):
+        serving.others = Others(
+            spec.config,
+            spec.node,
+            current=serving.current,
+            look_at=serving.look_at,
+            state_of=serving.state_of,
+            metrics=metrics,
+            log=log,
+        )
+        await serving.others.start()
     handlers = Handlers(spec, page, link, serving, metrics)
     app = App(Router(handlers.routes()), keys, metrics, log, _limits(spec), lambda: serving.settings)
     server = Server(app.handle, app.at_once, metrics, lambda: serving.settings)
@@ -84,6 +97,8 @@ async def serve(spec: Spec, log: Log) -> None:
             task.cancel()
     handlers.close()
     await link.close()
+    if serving.others is not None:
+        await serving.others.close()
     serving.close()
 
 

@@ -54,7 +54,8 @@ class Collections:
 
     async def show(self, request: Request) -> Reply:
         collection = await self._serving.collection(request.parameters[0])
-        return Reply(msgspec.json.encode(collection.describe()))
+        answer = await collection.describe(self._serving.others, request.left_s())
+        return Reply(msgspec.json.encode(answer))
 
     async def exists(self, request: Request) -> Reply:
         await self._serving.current()

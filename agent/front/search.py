@@ -46,6 +46,8 @@ from core.hashing import id_key, point_id
 
 T = TypeVar("T")
 THREADS = 2
+WAITING_THREADS = 32
+"""For reads of collections that are not all here: they mostly wait for other nodes."""
 QUEUE_MAX = 256
 """Long reads that run or wait for a thread; more are refused."""
 LOOKS_MAX = 3
@@ -80,6 +82,7 @@ class Search:
     def __init__(self, serving: Serving, metrics: Metrics, *, fronts: int) -> None:
         self._serving, self._metrics, self._fronts = serving, metrics, fronts
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+        self._waiting_threads = ThreadPoolExecutor(WAITING_THREADS, thread_name_prefix="gather")
         self._queued = 0
         self._queue_gauge = metrics.gauge("shoal_reads_in_threads")
         self._turn: dict[str, list[_Waiting]] = {}
@@ -88,7 +91,8 @@ class Search:
         self._random = random.Random()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._waiting_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def routes(self) -> list[Route]:
         one, points = "/collections/*", "/collections/*/points"
@@ -213,7 +217,9 @@ class Search:
 
     @staticmethod
     def _is_short(served: Served, search: api.Search) -> bool:
-        """One vector search over graphs and a bounded tail, whose answer is small."""
+        """One vector search over graphs and a bounded tail, all of it here, whose answer is small."""
+        if not served.is_here:
+            return False
         node = search.node
         if node.prefetch or node.exact or node.filter is not None or node.lookup is not None:
             return False
@@ -373,7 +379,7 @@ class Search:
 
         def look_and_read() -> T:
             with ExitStack() as stack:
-                look = stack.enter_context(served.look())
+                look = stack.enter_context(served.look(self._serving.others, request.deadline))
                 return read(self._reads(look, request.deadline, stack))
 
         def run() -> T:
@@ -385,7 +391,8 @@ class Search:
         try:
             # It may wait for a thread for longer than its client does; in one it looks at the clock itself.
             async with asyncio.timeout_at(request.deadline):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+                threads = self._threads if served.is_here else self._waiting_threads
+                return await asyncio.get_running_loop().run_in_executor(threads, run)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the request's timeout passed before it was answered; give it more by ?timeout=seconds"
@@ -403,7 +410,8 @@ class Search:
             return look
 
         def named(name: str) -> Look:
-            return heeding(stack.enter_context(self._serving.known(name).look()))
+            there = self._serving.known(name).look(self._serving.others, deadline)
+            return heeding(stack.enter_context(there))
 
         return Reads(heeding(look), named, until, lambda: self._random.getrandbits(63))
 

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
+from agent.front.others import Others
 from agent.front.queries.collection import Collection as Look
 from agent.front.queries.plan import VectorSpec
-from agent.front.queries.source import LocalSource
+from agent.front.queries.source import LocalSource, Source
 from agent.front.reader import ShardReader
+from agent.front.shard_state import ShardState
 from agent.link import Client
 from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, Reads, ShardFlag, ShardRecord
 from core import cluster, cluster_answers
-from core.cluster import ClusterView, CollectionId
+from core.cluster import ClusterView, CollectionId, NodeId
 from core.errors import Damaged, NotFound, ShoalError, Unavailable
 from core.settings import Settings
 from net.logs import Log
 
 FOLLOW_S = 1.0
+Elsewhere = Mapping[int, tuple[NodeId, ...]]
 _FETCH_TIMEOUT_S = 5.0
 _decode_view = msgspec.json.Decoder(ClusterView).decode
 _decode_settings = msgspec.json.Decoder(Settings).decode
@@ -77,6 +80,20 @@ class Shard:
     def record(self) -> ShardRecord:
         return ShardRecord() if self.place is None else self._page.shard(self.place)
 
+    def state(self, indexes: Sequence[int]) -> ShardState:
+        record = self.record()
+        return ShardState(
+            number=self.number,
+            points=record.points,
+            indexed=self.reader.indexed_vectors(),
+            segments=self.reader.segments(),
+            index_points={number: self.reader.index_points(number) for number in indexes},
+            building=bool(record.flags & ShardFlag.BUILDING),
+            damaged=bool(record.flags & ShardFlag.DAMAGED),
+            slots=record.slot_high - record.slot_low,
+            tail=self.tail(),
+        )
+
     def tail(self) -> int:
         """Slots that are in no graph yet, of a shard that has graphs."""
         record = self.record()
@@ -91,47 +108,86 @@ class Shard:
 class Served:
     """One collection: its definition in the map, and its shards."""
 
-    def __init__(self, info: cluster.Collection, shards: tuple[Shard, ...], reads: Reads) -> None:
+    def __init__(
+        self, info: cluster.Collection, shards: tuple[Shard, ...], reads: Reads, elsewhere: Elsewhere
+    ) -> None:
         self.info, self.shards, self._reads = info, shards, reads
+        self._elsewhere = elsewhere
+        """Shards without a replica here that may be read, by number, and the nodes that have one."""
         self.name = info.name
         self.vectors: Mapping[str, VectorSpec] = {
             name: VectorSpec(name, info.vectors[name], params) for name, params in info.params.vectors.items()
         }
         self.text_indexes = cluster_answers.text_indexes(info)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all of it can be read on this node."""
+        return not self._elsewhere
+
     @contextmanager
-    def look(self) -> Iterator[Look]:
-        """A consistent look at each shard, released at the end. Damage met meanwhile names the collection."""
+    def look(self, others: Others | None = None, deadline_s: float = 0.0) -> Iterator[Look]:
+        """A consistent look at each shard, released at the end; through `others` at those elsewhere.
+
+        Damage met meanwhile names the collection.
+        """
         with ExitStack() as stack:
             stack.enter_context(self._reads.held())
             try:
                 views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
-                yield Look(self.name, self.vectors, [LocalSource(view) for view in views], self.text_indexes)
+                sources: list[Source] = [LocalSource(view) for view in views]
+                for number, nodes in self._elsewhere.items():
+                    sources.append(self._asked_of(others).source(self.info.id, number, nodes, deadline_s))
+                yield Look(self.name, self.vectors, sources, self.text_indexes, self.is_here)
             except Damaged as problem:
                 raise Damaged(f"collection {self.name!r}: {problem}") from None
+
+    @contextmanager
+    def look_at(self, number: int) -> Iterator[LocalSource]:
+        """A look at one shard, for another node. Raises NotFound if there is no replica here."""
+        for shard in self.shards:
+            if shard.number == number:
+                with self._reads.held(), shard.reader.view() as view:
+                    yield LocalSource(view)
+                return
+        raise NotFound(f"this node has no replica of shard {number} of collection {self.name}")
 
     def points(self) -> int:
         return sum(shard.record().points for shard in self.shards)
 
-    def describe(self) -> dict[str, Any]:
-        """The answer of GET /collections/{name}."""
-        records = [shard.record() for shard in self.shards]
+    def states(self) -> list[ShardState]:
+        """Of the shards that are here."""
+        indexes = [index.number for index in self.info.indexes.values()]
+        return [shard.state(indexes) for shard in self.shards]
+
+    async def describe(self, others: Others | None, timeout_s: float) -> dict[str, Any]:
+        """The answer of GET /collections/{name}. Raises Unavailable if a shard elsewhere does not answer."""
+        states = self.states()
+        if self._elsewhere:
+            asked = self._asked_of(others)
+            states += await asyncio.gather(
+                *(asked.state(self.info.id, n, nodes, timeout_s) for n, nodes in self._elsewhere.items())
+            )
+            states.sort(key=lambda state: state.number)
         return cluster_answers.collection_answer(
             self.info,
-            points=sum(record.points for record in records),
-            indexed=sum(shard.reader.indexed_vectors() for shard in self.shards),
-            segments=sum(shard.reader.segments() for shard in self.shards),
+            points=sum(state.points for state in states),
+            indexed=sum(state.indexed for state in states),
+            segments=sum(state.segments for state in states),
             index_points={
-                path: sum(shard.reader.index_points(index.number) for shard in self.shards)
+                path: sum(state.index_points.get(index.number, 0) for state in states)
                 for path, index in self.info.indexes.items()
             },
-            building=any(record.flags & ShardFlag.BUILDING for record in records),
-            damaged=any(record.flags & ShardFlag.DAMAGED for record in records),
-            progress=[
-                {"shard": shard.number, "slots": record.slot_high - record.slot_low, "tail": shard.tail()}
-                for shard, record in zip(self.shards, records, strict=True)
-            ],
+            building=any(state.building for state in states),
+            damaged=any(state.damaged for state in states),
+            progress=[{"shard": s.number, "slots": s.slots, "tail": s.tail} for s in states],
         )
+
+    def _asked_of(self, others: Others | None) -> Others:
+        if others is None:
+            where = ", ".join(f"shard {n} on {', '.join(nodes)}" for n, nodes in self._elsewhere.items())
+            raise Unavailable(f"{where}: this node's file names no secret_file, so it can't ask there")
+        return others
 
     def optimizations(self) -> dict[str, Any]:
         """The answer of GET /collections/{name}/optimizations: what the builder still has to do."""
@@ -167,7 +223,10 @@ class Served:
 class Serving:
     """What this front serves now."""
 
-    def __init__(self, page: Page, link: Client, metrics: Metrics, log: Log, reads: Reads) -> None:
+    def __init__(self, me: str, page: Page, link: Client, metrics: Metrics, log: Log, reads: Reads) -> None:
+        self._me = NodeId(me)
+        self.others: Others | None = None
+        """Set by who starts this front, if there can be other nodes."""
         self._page, self._link, self._metrics, self._log = page, link, metrics, log
         self._reads = reads
         self._view: ClusterView | None = None
@@ -287,7 +346,11 @@ class Serving:
         by_id: dict[CollectionId, Served] = {}
         for id_, info in view.map.collections.items():
             shards: list[Shard] = []
+            elsewhere: dict[int, tuple[NodeId, ...]] = {}
             for one in view.shards[id_].shards:
+                if self._me not in one.in_sync:
+                    elsewhere[one.number] = one.in_sync
+                    continue
                 key = (id_, one.number)
                 place = places.get(key)
                 found = old.get(key)
@@ -298,7 +361,7 @@ class Serving:
                     found = Shard(self._page, place, one.number, self._reader(folder, place))
                 found.reader.set_schema(info)
                 shards.append(found)
-            by_id[id_] = Served(info, tuple(shards), self._reads)
+            by_id[id_] = Served(info, tuple(shards), self._reads, elsewhere)
         for key, shard in old.items():
             if key not in kept:
                 shard.reader.close()
@@ -311,6 +374,23 @@ class Serving:
         self._by_id = by_id
         self._by_name = {name: by_id[c.id] for name, c in cluster.directory(view.map).items()}
         self._view = view
+        if self.others is not None:
+            self.others.learn(view.map)
+
+    def state_of(self, collection: int, shard: int) -> ShardState:
+        """For another node. Raises NotFound."""
+        served = self._by_id.get(CollectionId(collection))
+        for state in served.states() if served is not None else ():
+            if state.number == shard:
+                return state
+        raise NotFound(f"this node has no replica of shard {shard} of collection {collection}")
+
+    def look_at(self, collection: int, shard: int) -> AbstractContextManager[LocalSource]:
+        """For another node. Raises NotFound."""
+        served = self._by_id.get(CollectionId(collection))
+        if served is None:
+            raise NotFound(f"this node has no collection {collection} in its map yet")
+        return served.look_at(shard)
 
     def _reader(self, folder: Path, place: int | None) -> ShardReader | NoReader:
         """One shard that cannot be read must not keep this front from serving the others."""

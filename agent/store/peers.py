@@ -157,10 +157,14 @@ class PeerServer:
         self._greeting: set[asyncio.Task[None]] = set()
         self._refused = ports.metrics.counter("shoal_peer_refusals_total")
 
-    async def start(self, address: Address) -> None:
-        """Raises OSError if the address can't be bound."""
+    async def start(self, address: Address, *, reuse_port: bool = False) -> None:
+        """Raises OSError if the address can't be bound. `reuse_port`: several processes share it."""
         self._listener = await asyncio.start_server(
-            self._accept, *address, ssl=self._ports.trust.server_tls, reuse_address=True
+            self._accept,
+            *address,
+            ssl=self._ports.trust.server_tls,
+            reuse_address=True,
+            reuse_port=reuse_port,
         )
 
     @property

@@ -16,6 +16,7 @@ from agent.front.queries.plan import VectorSpec
 from agent.front.queries.port import F32, I64, Bits
 from agent.front.queries.reads import Reads
 from agent.front.queries.source import LocalSource
+from agent.front.remote_source import RemoteSource, answer
 from core.api.config import Distance, VectorParams
 from core.api.vectors import normalise
 from core.errors import NotFound
@@ -112,7 +113,7 @@ class MemoryShard:
 def collection(
     name: str, vectors: Mapping[str, VectorParams], points: Iterable[Point], shards: int = 1
 ) -> Collection:
-    """A collection whose points lie on as many shards."""
+    """A collection whose points lie on as many shards: the first is here, the others on other nodes."""
     specs = [VectorSpec(vector, v, params) for v, (vector, params) in enumerate(vectors.items(), start=3)]
     parts: list[list[Point]] = [[] for _ in range(shards)]
     for point in points:
@@ -120,8 +121,18 @@ def collection(
     return Collection(
         name=name,
         vectors={spec.name: spec for spec in specs},
-        sources=[LocalSource(MemoryShard(part, specs)) for part in parts],
+        sources=[
+            elsewhere(LocalSource(MemoryShard(part, specs))) if i else LocalSource(MemoryShard(part, specs))
+            for i, part in enumerate(parts)
+        ],
+        is_here=shards == 1,
     )
+
+
+def elsewhere(source: LocalSource) -> RemoteSource:
+    """The shard as another node sees it: all that is asked and answered goes through bytes."""
+    never = Deadline(None, time.monotonic)
+    return RemoteSource(lambda kind, body: answer(source, kind, body, never))
 
 
 def reads(

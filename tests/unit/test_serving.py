@@ -46,7 +46,7 @@ async def serving(folder: Path, page: Page) -> AsyncIterator[Serving]:
     server = Server({"view.get": view}, LOG)
     await server.start(str(folder / "s"))
     link = Client(str(folder / "s"))
-    front = Serving(page, link, Metrics(page.metrics(3)), LOG, Reads(page, 3))
+    front = Serving("n1", page, link, Metrics(page.metrics(3)), LOG, Reads(page, 3))
     try:
         yield front
     finally:

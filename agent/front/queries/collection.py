@@ -19,6 +19,8 @@ class Collection:
     vectors: Mapping[str, VectorSpec]
     sources: Sequence[Source]
     text_indexes: TextIndexes = field(default_factory=dict)
+    is_here: bool = True
+    """All of the sources are shards of this process."""
 
     def vector(self, name: str | None) -> VectorSpec:
         """The vector that `using` names; the default one is `""`. Raises BadRequest."""

@@ -40,7 +40,7 @@ class Reads:
     def query(self, search: Search) -> list[answers.ScoredPoint]:
         """POST /points/query, and the older search and recommend."""
         wants = self._wanted_of(search)
-        if is_plain(search):
+        if self._is_plain(search):
             return plain.answers(self.collection, [search], [wants])[0]
         return scored_points(self.collection, self._execution.hits(self._plan(search)), wants)
 
@@ -52,7 +52,7 @@ class Reads:
         found: list[list[answers.ScoredPoint]] = [[]] * len(given)
         alike: dict[Hashable, list[int]] = {}
         for i, search in enumerate(given):
-            if is_plain(search):
+            if self._is_plain(search):
                 alike.setdefault(plain.batch_key(search), []).append(i)
             else:
                 hits = self._execution.hits(self._plan(search))
@@ -116,6 +116,9 @@ class Reads:
         made = self._matrix(request)
         ids = [point_id(key) for key in made.keys]
         return answers.MatrixOffsets(made.rows, made.columns, made.scores, ids)
+
+    def _is_plain(self, search: Search) -> bool:
+        return self.collection.is_here and is_plain(search)
 
     @property
     def _execution(self) -> Execution:
