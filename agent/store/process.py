@@ -21,6 +21,7 @@ from agent.store.builds import Builds
 from agent.store.catalogue import Catalogue
 from agent.store.changes import Changes
 from agent.store.deleted import Bounds
+from agent.store.forwarding import Forwarding, Host
 from agent.store.guards import Guards, room_of
 from agent.store.map_calls import MapCalls
 from agent.store.network import Network
@@ -148,7 +149,9 @@ class Store:
     ) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
-            **Writes(self._find, self._guards, self._metrics, self._parsers).handlers(),
+            **Writes(
+                self._find, self._forwarding(catalogue), self._guards, self._metrics, self._parsers
+            ).handlers(),
             **Changes(catalogue, self._guards, self._limits).handlers(),
             **snapshots.handlers(),
             **builds.handlers(),
@@ -159,7 +162,7 @@ class Store:
         return Snapshots(
             Path("."),
             catalogue,
-            lambda id_: self._open[id_].shards,
+            lambda id_: list(self._open[id_].shards.values()),
             now_us=now_us,
             check_room=self._guards.admit_copy,
             limits=self._limits,
@@ -175,11 +178,19 @@ class Store:
         config, node = self._spec.config, self._spec.node
         return await begin_among(Path("."), config, node, self._network, now_us=now_us, log=self._log)
 
+    def _forwarding(self, catalogue: Catalogue) -> Forwarding:
+        host = Host(view=lambda: catalogue.view, local=self._replica, take_up=catalogue.take_up)
+        return Forwarding(host, self._network, self._metrics)
+
+    def _replica(self, collection: CollectionId, shard: int) -> Shard | None:
+        there = self._open.get(collection)
+        return there.shards.get(shard) if there is not None else None
+
     def _serve_nodes(self, network: Network, others: MapCalls, begun: Begun, catalogue: Catalogue) -> None:
         calls = others.handlers(catalogue)
-        network.handlers["store"].update(calls)
+        network.handlers["store"].update({**calls, **self._forwarding(catalogue).handlers()})
         network.handlers["console"].update(StateCalls(begun.state).handlers())
-        network.handlers["console"]["map.changed"] = calls["map.changed"]
+        network.handlers["console"].update({kind: calls[kind] for kind in ("map.changed", "shards.make")})
         network.epoch = lambda: catalogue.map.epoch
 
     async def make_logs_at(
@@ -199,7 +210,7 @@ class Store:
         """Take changed settings up, here and, by the page, at the fronts."""
         for one in self._open.values():
             one.target = target_of(one.info, self._limits())
-            for shard in one.shards:
+            for shard in one.shards.values():
                 shard.settings = self._shard_settings(one.info)
         self._page.write_node(self._page.node()._replace(settings=self._settings.version))
 
@@ -215,7 +226,7 @@ class Store:
         return ShardSettings(tail_rows_max=self._settings.current.tail_rows_max, bulk=bulk)
 
     def _shards(self) -> list[Shard]:
-        return [shard for one in self._open.values() for shard in one.shards]
+        return [shard for one in self._open.values() for shard in one.shards.values()]
 
     async def _view(self, header: Header, body: bytes, deadline: float) -> Answer:
         return {}, to_json(self._published)
@@ -258,10 +269,9 @@ class Store:
         known = directory(view.map).items()
         self._by_name = {name: self._open[c.id] for name, c in known if c.id in self._open}
         # No checkpoint: nobody opens it again soon, and a full disk, to which this gives room, has none.
-        await _all_of([shard.close(checkpoint=False) for one in gone for shard in one.shards])
+        await _all_of([shard.close(checkpoint=False) for one in gone for shard in one.shards.values()])
         opening = [
-            self._take_collection(info, len(view.shards[id_].shards))
-            for id_, info in view.map.collections.items()
+            self._take_collection(info, self._mine(view, id_)) for id_, info in view.map.collections.items()
         ]
         await _all_of(opening)
         self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
@@ -270,26 +280,33 @@ class Store:
         if self._network is not None:
             self._network.learn(view.map)
 
-    async def _take_collection(self, info: Collection, shard_count: int) -> None:
+    def _mine(self, view: ClusterView, collection: CollectionId) -> list[int]:
+        """Numbers of the shards that this node has a replica of."""
+        return [s.number for s in view.shards[collection].shards if self._spec.node.id in s.replicas]
+
+    async def _take_collection(self, info: Collection, numbers: Sequence[int]) -> None:
         there = self._open.get(info.id)
         if there is None:
-            shards = await _all_of([self._open_shard(info, number) for number in range(shard_count)])
-            self._open[info.id] = Open(info, shards, target_of(info, self._limits()))
+            shards = await _all_of([self._open_shard(info, number) for number in numbers])
+            opened = dict(zip(numbers, shards, strict=True))
+            self._open[info.id] = Open(info, opened, target_of(info, self._limits()))
             return
-        for number in range(shard_count):
-            if (info.id, number) in self._closed:  # its folder was replaced
+        for number in numbers:
+            if number not in there.shards or (info.id, number) in self._closed:  # new, or replaced
                 there.shards[number] = await self._open_shard(info, number)
                 self._closed.discard((info.id, number))
+        for number in there.shards.keys() - set(numbers):
+            await there.shards.pop(number).close(checkpoint=False)
         if there.info != info:
             # Columns of a new index are complete when this returns: then the index may be answered.
             schema = shard_schema(info)
-            usable = [shard for shard in there.shards if shard.damage is None]
+            usable = [shard for shard in there.shards.values() if shard.damage is None]
             await _all_of([shard.set_schema(schema) for shard in usable])
-            for shard in there.shards:
+            for shard in there.shards.values():
                 # One that is not usable now must not hold up the changes of all others: it opens with it.
                 shard.schema = schema
             there.info, there.target = info, target_of(info, self._limits())
-            for shard in there.shards:
+            for shard in there.shards.values():
                 shard.settings = self._shard_settings(info)
 
     async def _open_shard(self, info: Collection, number: int) -> Shard:

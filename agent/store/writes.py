@@ -13,6 +13,7 @@ import msgspec
 from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
 from agent.rates import Bucket
+from agent.store.forwarding import Forwarding, Write
 from agent.store.guards import Guards
 from agent.store.parsers import Parsers
 from agent.store.parsing import Prepared, Target
@@ -23,6 +24,7 @@ from core.cluster import Collection
 from core.errors import BadRequest, NotFound, Overloaded
 from core.hashing import point_id
 from core.payload import PAYLOAD_BYTES_MAX
+from core.replication.effects import Consistency
 from core.wire import ClearPayload, Delete, DeletePayload, DeleteVectors, Outcome
 
 REQUESTS_MAX = 1024
@@ -34,10 +36,10 @@ _ID_BYTES = 16
 
 @dataclass(slots=True)
 class Open:
-    """A collection with its open shards, by number, in order."""
+    """A collection with the replicas of its shards that are open here, by number."""
 
     info: Collection
-    shards: list[Shard]
+    shards: dict[int, Shard]
     target: Target
     write_rate: Bucket | None = None
 
@@ -52,9 +54,15 @@ class Writes:
     """Serves `points.write` for the fronts. `find` gives the open collection of a name or alias."""
 
     def __init__(
-        self, find: Callable[[str], Open], guards: Guards, metrics: Metrics, parsers: Parsers
+        self,
+        find: Callable[[str], Open],
+        forwarding: Forwarding,
+        guards: Guards,
+        metrics: Metrics,
+        parsers: Parsers,
     ) -> None:
-        self._find, self._guards, self._metrics, self._parsers = find, guards, metrics, parsers
+        self._find, self._forwarding = find, forwarding
+        self._guards, self._metrics, self._parsers = guards, metrics, parsers
         self._load = _Load()
         self._waiting = metrics.gauge("shoal_writes_under_way")
         self._rows = metrics.counter("shoal_points_written_total")
@@ -112,32 +120,24 @@ class Writes:
     ) -> int:
         """Hand the entries to their shards, all at once, and wait. Returns the highest seq."""
         calls = []
+        schema = collection.info.schema_version
         for shard, ops in operation.entries.items():
             for op in ops:
-                calls.append(
-                    collection.shards[shard].write(
-                        op,
-                        deadline_s=deadline,
-                        until=until,
-                        request_id=request_id,
-                        number=number,
-                        body_hash=body_hash,
-                        schema=collection.info.schema_version,
-                    )
-                )
+                write = Write(op, until, Consistency.QUORUM, request_id, number, body_hash, schema)
+                calls.append(self._forwarding.write(collection.info.id, shard, write, deadline))
                 number += 1
         # A cancelled waiter gives up the answer, never the write: the shards own that.
-        outcomes = await asyncio.gather(*calls)
+        done = await asyncio.gather(*calls)
         self._rows.add(operation.points)
-        _raise_missing(operation, outcomes)
-        return max((collection.shards[shard].applied_seq for shard in operation.entries), default=0)
+        _raise_missing(operation, [one.outcome for one in done])
+        return max((one.seq for one in done), default=0)
 
     def _check_strict(self, collection: Open, prepared: list[Prepared]) -> None:
         strict = strict_mode(collection.info.params)
         if strict is None:
             return
         if any(operation.points and not operation.ids for operation in prepared):  # upserts
-            check_points_count(strict, sum(shard.points_count for shard in collection.shards))
+            check_points_count(strict, sum(shard.points_count for shard in collection.shards.values()))
         if any(map(_adds, prepared)):
             check_storage(strict, *_storage_bytes(collection))
         if strict.write_rate_limit is not None:
@@ -187,9 +187,9 @@ def _adds(operation: Prepared) -> bool:
 
 def _storage_bytes(collection: Open) -> tuple[int, int]:
     """Of vectors, as if each point had them all; of payloads, with ids, as they are on the disk."""
-    points = sum(shard.points_count for shard in collection.shards)
+    points = sum(shard.points_count for shard in collection.shards.values())
     numbers = sum(vector.size for vector in collection.info.params.vectors.values())
-    files = (shard.folder / "points.db" for shard in collection.shards)
+    files = (shard.folder / "points.db" for shard in collection.shards.values())
     return points * numbers * 4, sum(file.stat().st_size for file in files if file.exists())
 
 

@@ -1,0 +1,182 @@
+"""Writes find their shard's primary, on this node or another, and are tried again where that is safe.
+
+Every operation that crosses nodes has a request id, the client's or one drawn here: a repetition meets its
+own entry in the log and gets the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import msgspec
+
+from agent.link import Answer, Handler, Header
+from agent.metrics import Metrics
+from agent.store.network import Network
+from agent.store.shard import Shard, Until
+from core import cluster
+from core.cluster import ClusterView, CollectionId, shards_key
+from core.errors import ShoalError, Unavailable
+from core.replication.effects import Consistency, NotPrimary, StaleTerm
+from core.wire import Op, Outcome, decode_op, encode_op
+
+ID_BYTES = 16
+PAUSE_S_MIN, PAUSE_S_MAX = 0.02, 0.25
+
+_encode_outcome = msgspec.msgpack.Encoder().encode
+_decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One entry of a client's request, and what its acknowledgement shall mean."""
+
+    op: Op
+    until: Until
+    consistency: Consistency = Consistency.QUORUM
+    request_id: bytes = b""
+    number: int = 0
+    body_hash: bytes = b""
+    schema: int = 0
+
+
+class Done(NamedTuple):
+    outcome: Outcome
+    seq: int
+    """How far the primary had applied then."""
+
+
+class _Forwarded(msgspec.Struct, frozen=True):
+    collection: int
+    shard: int
+    until: Until
+    consistency: Consistency
+    request_id: bytes
+    number: int
+    body_hash: bytes
+    schema: int
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What forwarding needs of the store. `take_up` reads the map and these keys anew."""
+
+    view: Callable[[], ClusterView]
+    local: Callable[[CollectionId, int], Shard | None]
+    take_up: Callable[[list[str]], Awaitable[None]]
+
+
+class Forwarding:
+    """`write` an operation to a shard, wherever its primary is. `network` None: this node is alone."""
+
+    def __init__(self, host: Host, network: Network | None, metrics: Metrics) -> None:
+        self._host, self._network = host, network
+        self._retries = metrics.counter("shoal_write_retries_total")
+        self._forwarded = metrics.counter("shoal_writes_forwarded_total")
+
+    async def write(self, collection: CollectionId, shard: int, write: Write, deadline_s: float) -> Done:
+        """Raises what the primary refuses, Unavailable or DeadlineExceeded if none was found in time."""
+        if self._network is None:
+            return await self._here(collection, shard, write, deadline_s)
+        if not write.request_id:
+            write = replace(write, request_id=secrets.token_bytes(ID_BYTES))
+        pause_s = PAUSE_S_MIN
+        while True:
+            try:
+                return await self._try(self._network, collection, shard, write, deadline_s)
+            except (StaleTerm, NotPrimary, Unavailable) as problem:
+                left_s = deadline_s - asyncio.get_running_loop().time()
+                if left_s <= pause_s:
+                    raise Unavailable(f"shard {shard} takes no writes: {problem}") from None
+            self._retries.add()
+            await asyncio.sleep(pause_s)
+            pause_s = min(PAUSE_S_MAX, 2 * pause_s)
+            await self._learn(collection, min(left_s, 1.0))
+
+    async def _learn(self, collection: CollectionId, timeout_s: float) -> None:
+        """The map may have moved the primary. Without voters the old one is asked again."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._host.take_up([shards_key(collection)])
+        except (ShoalError, TimeoutError):
+            return
+
+    async def _try(
+        self, network: Network, collection: CollectionId, shard: int, write: Write, deadline_s: float
+    ) -> Done:
+        primary = _record(self._host.view(), collection, shard).primary
+        if primary == network.me:
+            return await self._here(collection, shard, write, deadline_s)
+        self._forwarded.add()
+        told = _Forwarded(
+            collection,
+            shard,
+            write.until,
+            write.consistency,
+            write.request_id,
+            write.number,
+            write.body_hash,
+            write.schema,
+        )
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        header, body = await network.peers.caller(primary).call(
+            "shard.write",
+            msgspec.to_builtins(told, builtin_types=(bytes,)),
+            encode_op(write.op),
+            timeout_s=left_s,
+        )
+        return Done(_decode_outcome(body), int(header["seq"]))
+
+    async def _here(self, collection: CollectionId, shard: int, write: Write, deadline_s: float) -> Done:
+        replica = self._host.local(collection, shard)
+        if replica is None:
+            raise NotPrimary(f"this node has no replica of shard {shard} of collection {collection}")
+        outcome = await replica.write(
+            write.op,
+            deadline_s=deadline_s,
+            until=write.until,
+            consistency=write.consistency,
+            request_id=write.request_id,
+            number=write.number,
+            body_hash=write.body_hash,
+            schema=write.schema,
+        )
+        return Done(outcome, replica.applied_seq)
+
+    # -- for other nodes
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {"shard.write": self._forwarded_here}
+
+    async def _forwarded_here(self, header: Header, body: bytes, deadline: float) -> Answer:
+        told = msgspec.convert(header, _Forwarded)
+        collection = CollectionId(told.collection)
+        known = self._host.view().map.collections.get(collection)
+        if known is None or known.schema_version < told.schema:
+            # Checked there against a schema that this node has not seen yet.
+            await self._host.take_up([shards_key(collection)])
+        write = Write(
+            decode_op(body),
+            told.until,
+            told.consistency,
+            told.request_id,
+            told.number,
+            told.body_hash,
+            told.schema,
+        )
+        done = await self._here(collection, told.shard, write, deadline)
+        return {"seq": done.seq}, _encode_outcome(done.outcome)
+
+
+def _record(view: ClusterView, collection: CollectionId, shard: int) -> cluster.Shard:
+    shards = view.shards.get(collection)
+    if shards is None:
+        raise Unavailable(f"collection {collection} is not in this node's map yet")
+    for record in shards.shards:
+        if record.number == shard:
+            return record
+    raise Unavailable(f"collection {collection} has no shard {shard} in this node's map")
