@@ -69,12 +69,15 @@ class Coordinator:
     # -- what it wants ----------------------------------------------------------------------------------
 
     def _answering(self) -> set[NodeId]:
-        """Who is up and has the replica that the map names."""
+        """Who is up, can be reached, and has the replica that the map names."""
+        world = self.world
         return {
             node
-            for node, incarnation in self.world.record.replicas.items()
-            if (n := self.world.nodes[node]).replica is not None
+            for node, incarnation in world.record.replicas.items()
+            if (n := world.nodes[node]).replica is not None
             and n.disk.identity.incarnation == incarnation
+            and (self.name, node) not in world.cuts
+            and node not in world.isolated
         }
 
     def _plan(self, record: Shard) -> Plan | None:
@@ -83,6 +86,8 @@ class Coordinator:
             dead = set(record.in_sync) - self._answering()
             return cheapest(record, self._answering()) if record.pending or dead else None
         if record.pending is not None and rng.random() < world.rates.impatience:
+            return cheapest(record, self._answering())
+        if record.primary not in self._answering() and rng.random() < world.rates.failover:
             return cheapest(record, self._answering())
         if not world.faults.happens("reconfigure"):
             return None
@@ -168,6 +173,7 @@ class Client:
         self.stopped = False
         self._writes = 0
         self._tries = 0
+        self._tries_max = 1
         self._what = ""
         self._key = 0
         self._floor = 0
@@ -194,6 +200,8 @@ class Client:
         self._what = what or self._what
         self._level = level or self._level
         self._floor = self.world.floor.get(self._key, 0)
+        # Who insists on a write at a primary that is cut off sees nothing else of it.
+        self._tries_max = self.world.rng.choice((1, 2, 12))
         self._tries = 0
         self._writes += 1
         self._request = b"%s-%d" % (self.name.encode(), self._writes)
@@ -202,9 +210,8 @@ class Client:
     def _try(self) -> None:
         world, rng = self.world, self.world.rng
         self._tries += 1
-        if self.calm or rng.random() > world.rates.old_map:
-            self.map = world.record
-        if self._tries > 12 and not self.calm:  # gives up: it may take effect, or not
+        self._refresh(1.0 if self.calm else 1 - world.rates.old_map)
+        if self._tries > self._tries_max and not self.calm:  # gives up: it may take effect, or not
             world.at(world.soon(0.01), self._begin)
             return
         self.call += 1
@@ -227,7 +234,14 @@ class Client:
 
     def _time_out(self, call: int) -> None:
         if call == self.call and not self.stopped:
+            self._refresh(0.6)
             self._again()
+
+    def _refresh(self, probability: float) -> None:
+        """The newest map, unless this router is cut off with an old primary."""
+        world = self.world
+        if world.rng.random() < probability and not {(self.name, "l1"), (self.name, "l2")} <= world.cuts:
+            self.map = world.record
 
     def _again(self) -> None:
         self.call += 1
@@ -244,8 +258,7 @@ class Client:
         if isinstance(what, HasPersisted | Refused):
             self._on_quorum(what)
         elif what is None:
-            if self.world.rng.random() < 0.5:
-                self.map = self.world.record  # who refuses often has the newer map
+            self._refresh(0.5)  # who refuses often has the newer map
             self._again()
         else:
             self._finish(what)

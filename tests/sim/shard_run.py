@@ -78,7 +78,7 @@ def _make_faults(world: World, rng: random.Random) -> None:
             here = {world.record.primary, *(e for e in everybody if e[0] == "c" and rng.random() < 0.6)}
         cut = {pair for e in everybody for h in here if e not in here for pair in ((e, h), (h, e))}
         world.cuts |= cut
-        world.at(world.soon(0.1), world.cuts.difference_update, cut)
+        world.at(world.soon(rng.choice((0.1, 0.6))), world.cuts.difference_update, cut)
     if happens("isolate"):
         world.isolated.add(name)
         world.at(world.soon(0.1), world.isolated.discard, name)

@@ -9,7 +9,7 @@ import heapq
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from core.cluster import NodeId, Shard
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from tests.sim.shard_node import Node
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
+
+
+FAULT_KINDS = (
+    ("drop", "duplicate"),
+    ("stash", "stash_append"),
+    ("cut", "isolate"),
+    ("split",),
+    ("crash", "lose_disk", "damage"),
+    ("crash_between",),
+    ("crash_after_cas", "lose_cas_answer", "abandon", "depose"),
+)
 
 
 class Violation(AssertionError):
@@ -53,6 +64,7 @@ class Rates:
     reconfigure: float = 0.0
     remove: float = 0.0
     impatience: float = 0.0
+    failover: float = 0.0
     leaders_fenced: bool = True
     think_s: float = 0.005
     clients: int = 3
@@ -65,7 +77,7 @@ class Rates:
         def sometimes(low: float, high: float, p: float = 0.5) -> float:
             return rng.uniform(low, high) if rng.random() < p else 0.0
 
-        return cls(
+        rates = cls(
             drop=sometimes(0.01, 0.15),
             duplicate=sometimes(0.01, 0.15),
             stash=sometimes(0.02, 0.3, 0.6),
@@ -89,6 +101,7 @@ class Rates:
             wild=rng.choice((0.0, 0.3, 0.7)),
             reconfigure=rng.choice((0.005, 0.02, 0.05, 0.15)),
             remove=sometimes(0.02, 0.15),
+            failover=sometimes(0.05, 0.5, 0.6),
             impatience=rng.choice((0.02, 0.1, 0.3)),
             leaders_fenced=rng.random() < 0.5,
             think_s=rng.choice((0.001, 0.004, 0.015)),
@@ -97,6 +110,12 @@ class Rates:
             old_map=rng.choice((0.9, 0.98, 1.0)),
             drift=sometimes(0.02, 0.1),
         )
+        if rng.random() < 0.4:  # few kinds at once, so that much gets done between two faults
+            kept = rng.sample(FAULT_KINDS, 2)
+            gone = [kind for kinds in FAULT_KINDS if kinds not in kept for kind in kinds]
+            none: dict[str, Any] = dict.fromkeys(gone, 0.0)
+            rates = replace(rates, **none)
+        return rates
 
 
 class Faults:
