@@ -156,6 +156,11 @@ class Catalogue:
         return self._view
 
     @property
+    def is_stale(self) -> bool:
+        """Whether the view may be older than what the voters hold, as after a start without them."""
+        return self._is_stale
+
+    @property
     def map(self) -> ClusterMap:
         return self._view.map
 

@@ -53,6 +53,7 @@ class MapCalls:
 
     def __init__(self, network: Network, make_logs: MakeLogs, *, auto_join: bool, log: Log) -> None:
         self._network, self._make_logs, self._auto_join, self._log = network, make_logs, auto_join, log
+        self._wanted = asyncio.Event()
 
     # -- asked of others
 
@@ -103,6 +104,10 @@ class MapCalls:
 
     # -- looking for itself
 
+    def wanted(self, collection: int, version: int) -> None:
+        """A replica has an entry that was checked against a later schema than this node knows."""
+        self._wanted.set()
+
     async def follow(self, catalogue: Catalogue, acceptor: Acceptor | None) -> None:
         """Never ends. A voter sees in its own memory what was accepted; others watch the key `map`."""
         told = ""
@@ -125,6 +130,7 @@ class MapCalls:
         while True:
             keys = ["map", *await acceptor.keys(SHARDS_PREFIX)]
             newer = [k for k in keys if catalogue.is_behind(k, acceptor.cell(k).value.version)]
-            if newer:
+            if newer or self._wanted.is_set():
+                self._wanted.clear()
                 await catalogue.take_up(newer)
             await asyncio.sleep(LOOK_S)

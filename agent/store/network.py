@@ -7,6 +7,7 @@ too, so that others can join it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
@@ -43,6 +44,9 @@ class Network:
         self.peers = Peers(ports)
         self._server = PeerServer(ports, self.handlers)
         self.epoch: Callable[[], int] = lambda: 0
+        self.report: Callable[[], dict[str, Any]] = dict
+        """What a ping is told beside; `heard_leader` hears the term that a leader's ping carries."""
+        self.heard_leader: Callable[[int], None] = lambda term: None
         for role in ("store", "console"):
             self.handlers[role]["ping"] = self._ping
 
@@ -76,4 +80,6 @@ class Network:
         await self._server.close()
 
     async def _ping(self, header: Header, body: bytes, deadline: float) -> Answer:
-        return {"unheard": self.peers.unheard(), "epoch": self.epoch()}, b""
+        if "leader_term" in header:
+            self.heard_leader(int(header["leader_term"]))
+        return {"unheard": self.peers.unheard(), "epoch": self.epoch(), **self.report()}, b""

@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from agent.child import SOCKET, Spec, die_with_parent
 from agent.link import Answer, Handler, Header, Server
@@ -26,20 +27,20 @@ from agent.store.guards import Guards, room_of
 from agent.store.map_calls import MapCalls
 from agent.store.network import Network
 from agent.store.node_identity import lock_folder
+from agent.store.open_shards import OpenShards
 from agent.store.parsers import Parsers
-from agent.store.schemas import shard_schema
+from agent.store.replicas import Replicas
 from agent.store.searched import Searched
 from agent.store.settings import SettingsStore
 from agent.store.settings_calls import SettingsCalls
-from agent.store.shard import Shard, ShardPorts, ShardSettings
+from agent.store.shard import ShardPorts
 from agent.store.snapshot_calls import SnapshotCalls
 from agent.store.snapshots import Snapshots
 from agent.store.state_calls import StateCalls
-from agent.store.writes import Open, Writes, target_of
+from agent.store.writes import Writes
 from core.api.checks import Limits
 from core.build_plan import BuildRules
-from core.cluster import ClusterMap, ClusterView, Collection, CollectionId, NodeId, directory, to_json
-from core.errors import NotFound, Unavailable
+from core.cluster import ClusterView, to_json
 from net.logs import Log
 from net.trust import is_networked
 
@@ -57,6 +58,15 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """What a store has that can have other nodes beside it."""
+
+    network: Network
+    calls: MapCalls
+    replicas: Replicas
+
+
 class Store:
     """One node's writer. `run` serves until SIGTERM."""
 
@@ -64,8 +74,6 @@ class Store:
         self._spec, self._page, self._log = spec, page, log
         self._metrics = Metrics(page.metrics(spec.place))
         self._places = ShardPlaces(page)
-        self._open: dict[CollectionId, Open] = {}
-        self._by_name: dict[str, Open] = {}
         agent = spec.config.agent
         self._guards = Guards(
             agent.disk_low_water.of,
@@ -82,15 +90,10 @@ class Store:
         )
         config = spec.config
         self._network = Network(config, spec.node, self._metrics, log) if is_networked(config) else None
-        self._others: MapCalls | None = None
-        if self._network is not None:
-            self._others = MapCalls(self._network, self.make_logs, auto_join=config.auto_join, log=log)
-        self._closed: set[tuple[CollectionId, int]] = set()
+        self._shards = OpenShards(spec.node.id, self._ports, lambda: self._settings.current, self._show, log)
         self._parsers = Parsers(log)
         self._flags = NodeFlag(0)
         self._room_is_low = asyncio.Event()
-        self._published = ClusterView(ClusterMap(cluster=""))
-        """What fronts are told: never a map whose shards are not open yet."""
 
     async def run(self) -> None:
         """Raises ShoalError if this node cannot start."""
@@ -104,12 +107,13 @@ class Store:
             begun = await self._begin()
             for healed in begun.healed:
                 self._log.warning("store.healed", text=healed)
-            catalogue = await Catalogue.open(Path("."), begun, self, now_us=now_us, log=self._log)
+            catalogue = await Catalogue.open(Path("."), begun, self._shards, now_us=now_us, log=self._log)
             self._settings = await SettingsStore.open(begun.state, now_us=now_us)
-            await self._take(catalogue.view)
+            others = self._know_others(catalogue)
+            await self._shards.take(catalogue.view, is_chosen=not catalogue.is_stale)
             snapshots = self._make_snapshots(catalogue)
             snapshot_calls = SnapshotCalls(snapshots, self._log)
-            builds = Builds(self._shards, self._log, self._metrics, self._rules)
+            builds = Builds(self._shards.all, self._log, self._metrics, self._rules)
             server = Server(self._handlers(catalogue, snapshot_calls, builds), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
@@ -123,10 +127,10 @@ class Store:
                 tasks.create_task(self._sweep(catalogue), name="sweep"),
                 tasks.create_task(self._keep_parsers(), name="parsers"),
             ]
-            if self._network is not None and self._others is not None:
-                self._serve_nodes(self._network, self._others, begun, catalogue)
+            if others is not None:
+                self._serve_nodes(others, begun, catalogue)
                 voting = self._spec.node.id in begun.identity.voters
-                follow = self._others.follow(catalogue, begun.acceptor if voting else None)
+                follow = others.calls.follow(catalogue, begun.acceptor if voting else None)
                 watching.append(tasks.create_task(follow, name="map"))
             await stop.wait()
             self._publish(self._flags | NodeFlag.STOPPING)
@@ -138,7 +142,7 @@ class Store:
             await snapshot_calls.close()
             await snapshots.close()
             await catalogue.close()
-            await self._close_all()
+            await self._shards.close()
             await self._parsers.close()
             await begun.acceptor.close()
             ticking.cancel()
@@ -150,7 +154,7 @@ class Store:
         return {
             "view.get": self._view,
             **Writes(
-                self._find, self._forwarding(catalogue), self._guards, self._metrics, self._parsers
+                self._shards.find, self._forwarding(catalogue), self._guards, self._metrics, self._parsers
             ).handlers(),
             **Changes(catalogue, self._guards, self._limits).handlers(),
             **snapshots.handlers(),
@@ -162,7 +166,7 @@ class Store:
         return Snapshots(
             Path("."),
             catalogue,
-            lambda id_: list(self._open[id_].shards.values()),
+            self._shards.of,
             now_us=now_us,
             check_room=self._guards.admit_copy,
             limits=self._limits,
@@ -179,39 +183,48 @@ class Store:
         return await begin_among(Path("."), config, node, self._network, now_us=now_us, log=self._log)
 
     def _forwarding(self, catalogue: Catalogue) -> Forwarding:
-        host = Host(view=lambda: catalogue.view, local=self._replica, take_up=catalogue.take_up)
+        host = Host(view=lambda: catalogue.view, local=self._shards.get, take_up=catalogue.take_up)
         return Forwarding(host, self._network, self._metrics)
 
-    def _replica(self, collection: CollectionId, shard: int) -> Shard | None:
-        there = self._open.get(collection)
-        return there.shards.get(shard) if there is not None else None
+    def _know_others(self, catalogue: Catalogue) -> _Others | None:
+        """Before the first shard is opened: replicas are born knowing the node that they are on."""
+        network, shards = self._network, self._shards
+        if network is None:
+            return None
+        calls = MapCalls(network, shards.make_logs, auto_join=self._spec.config.auto_join, log=self._log)
+        replicas = Replicas(
+            network.me,
+            network.peers,
+            self._metrics,
+            self._log,
+            now_us=now_us,
+            schema_wanted=calls.wanted,
+            dropped=shards.dropped,
+            reopened=shards.reopened,
+            check_room=self._guards.admit_copy,
+        )
+        shards.others, shards.replicas = calls, replicas
+        return _Others(network, calls, replicas)
 
-    def _serve_nodes(self, network: Network, others: MapCalls, begun: Begun, catalogue: Catalogue) -> None:
-        calls = others.handlers(catalogue)
-        network.handlers["store"].update({**calls, **self._forwarding(catalogue).handlers()})
-        network.handlers["console"].update(StateCalls(begun.state).handlers())
-        network.handlers["console"].update({kind: calls[kind] for kind in ("map.changed", "shards.make")})
+    def _serve_nodes(self, others: _Others, begun: Begun, catalogue: Catalogue) -> None:
+        network, replicas = others.network, others.replicas
+        calls = others.calls.handlers(catalogue)
+        network.handlers["store"].update(
+            {**calls, **self._forwarding(catalogue).handlers(), **replicas.handlers("store")}
+        )
+        for_consoles = {kind: calls[kind] for kind in ("map.changed", "shards.make")}
+        network.handlers["console"].update(
+            {**StateCalls(begun.state).handlers(), **for_consoles, **replicas.handlers("console")}
+        )
         network.epoch = lambda: catalogue.map.epoch
-
-    async def make_logs_at(
-        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
-    ) -> dict[int, int]:
-        if self._others is None:
-            raise Unavailable(f"node {node} cannot be asked: this node's file names no secret_file")
-        return await self._others.make_logs_at(node, collection, histories)
-
-    async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
-        if self._others is not None:
-            await self._others.tell(view, keys)
+        network.report, network.heard_leader = replicas.report, replicas.heard_leader
+        replicas.start()
 
     # -- settings
 
     async def _settings_changed(self) -> None:
         """Take changed settings up, here and, by the page, at the fronts."""
-        for one in self._open.values():
-            one.target = target_of(one.info, self._limits())
-            for shard in one.shards.values():
-                shard.settings = self._shard_settings(one.info)
+        self._shards.settings_changed()
         self._page.write_node(self._page.node()._replace(settings=self._settings.version))
 
     def _limits(self) -> Limits:
@@ -220,110 +233,14 @@ class Store:
     def _rules(self) -> BuildRules:
         return BuildRules(start_rows=self._settings.current.build_start_rows)
 
-    def _shard_settings(self, info: Collection) -> ShardSettings:
-        # indexing_threshold 0 is how clients of this API say that they load in bulk.
-        bulk = info.params.optimizers_config.indexing_threshold == 0
-        return ShardSettings(tail_rows_max=self._settings.current.tail_rows_max, bulk=bulk)
-
-    def _shards(self) -> list[Shard]:
-        return [shard for one in self._open.values() for shard in one.shards.values()]
-
     async def _view(self, header: Header, body: bytes, deadline: float) -> Answer:
-        return {}, to_json(self._published)
+        return {}, to_json(self._shards.view)
 
-    def _find(self, name: str) -> Open:
-        found = self._by_name.get(name)
-        if found is None:
-            raise NotFound.collection(name)
-        return found
-
-    # -- what the catalogue asks of its host
-
-    async def make_logs(self, collection: Collection, histories: Mapping[int, int]) -> dict[int, int]:
-        schema = shard_schema(collection)
-        making = [
-            Shard.make(
-                _folder(collection.id, number),
-                collection=collection.id,
-                shard=number,
-                schema=schema,
-                ports=self._ports,
-                history=history,
-            )
-            for number, history in histories.items()
-        ]
-        # Each waits for a dozen fsyncs, which a disk does together.
-        return dict(zip(histories, await _all_of(making), strict=True))
-
-    async def close_shard(self, collection: CollectionId, shard: int) -> None:
-        await self._open[collection].shards[shard].close()
-        self._closed.add((collection, shard))
-
-    async def map_changed(self, old: ClusterView, new: ClusterView) -> None:
-        await self._take(new)
-
-    async def _take(self, view: ClusterView) -> None:
-        """Close what the map no longer names, open what it does, then publish its epoch."""
-        gone = [self._open.pop(id_) for id_ in list(self._open) if id_ not in view.map.collections]
-        # First, so that writes hear that the collection is gone, not that its shards are closing.
-        known = directory(view.map).items()
-        self._by_name = {name: self._open[c.id] for name, c in known if c.id in self._open}
-        # No checkpoint: nobody opens it again soon, and a full disk, to which this gives room, has none.
-        await _all_of([shard.close(checkpoint=False) for one in gone for shard in one.shards.values()])
-        opening = [
-            self._take_collection(info, self._mine(view, id_)) for id_, info in view.map.collections.items()
-        ]
-        await _all_of(opening)
-        self._by_name = {name: self._open[c.id] for name, c in directory(view.map).items()}
-        self._published = view
+    def _show(self, view: ClusterView) -> None:
+        """All that the view names is open: fronts may fetch it."""
         self._page.write_node(self._page.node()._replace(epoch=view.epoch))
         if self._network is not None:
             self._network.learn(view.map)
-
-    def _mine(self, view: ClusterView, collection: CollectionId) -> list[int]:
-        """Numbers of the shards that this node has a replica of."""
-        return [s.number for s in view.shards[collection].shards if self._spec.node.id in s.replicas]
-
-    async def _take_collection(self, info: Collection, numbers: Sequence[int]) -> None:
-        there = self._open.get(info.id)
-        if there is None:
-            shards = await _all_of([self._open_shard(info, number) for number in numbers])
-            opened = dict(zip(numbers, shards, strict=True))
-            self._open[info.id] = Open(info, opened, target_of(info, self._limits()))
-            return
-        for number in numbers:
-            if number not in there.shards or (info.id, number) in self._closed:  # new, or replaced
-                there.shards[number] = await self._open_shard(info, number)
-                self._closed.discard((info.id, number))
-        for number in there.shards.keys() - set(numbers):
-            await there.shards.pop(number).close(checkpoint=False)
-        if there.info != info:
-            # Columns of a new index are complete when this returns: then the index may be answered.
-            schema = shard_schema(info)
-            usable = [shard for shard in there.shards.values() if shard.damage is None]
-            await _all_of([shard.set_schema(schema) for shard in usable])
-            for shard in there.shards.values():
-                # One that is not usable now must not hold up the changes of all others: it opens with it.
-                shard.schema = schema
-            there.info, there.target = info, target_of(info, self._limits())
-            for shard in there.shards.values():
-                shard.settings = self._shard_settings(info)
-
-    async def _open_shard(self, info: Collection, number: int) -> Shard:
-        return await Shard.open(
-            _folder(info.id, number),
-            collection=info.id,
-            shard=number,
-            schema=shard_schema(info),
-            ports=self._ports,
-            settings=self._shard_settings(info),
-        )
-
-    async def _close_all(self) -> None:
-        closing = [shard.close() for shard in self._shards()]
-        for outcome in await asyncio.gather(*closing, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                self._log.error("shard.close_failed", exc=outcome)
 
     # -- what runs beside
 
@@ -360,7 +277,7 @@ class Store:
     def _gauge(self) -> None:
         """Sums over all shards; what differs by shard is in the page, for whoever scrapes."""
         self._ports.searched()  # looked at now and then, it can tell a search of now from one of long ago
-        found = [shard.statistics() for shard in self._shards() if shard.damage is None]
+        found = [shard.statistics() for shard in self._shards.all() if shard.damage is None]
         for name, value in (
             ("shoal_log_queue_entries", sum(s.queue_entries for s in found)),
             ("shoal_log_queue_bytes", sum(s.queue_bytes for s in found)),
@@ -407,17 +324,3 @@ class Store:
     def _publish(self, flags: NodeFlag) -> None:
         self._flags = flags
         self._page.write_node(self._page.node()._replace(flags=int(flags)))
-
-
-async def _all_of(work: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """Each to its end, then the first error: what still opened files could meet its own repetition."""
-    done: list[T] = []
-    for outcome in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        done.append(outcome)
-    return done
-
-
-def _folder(collection: int, shard: int) -> Path:
-    return SHARDS / f"{collection}-{shard}"
