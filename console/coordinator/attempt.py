@@ -19,6 +19,7 @@ from core.replication.reconfigure import (
     Failed,
     Finished,
     Patience,
+    Plan,
     Reconfiguration,
     Step,
     Tell,
@@ -66,10 +67,12 @@ class Attempt:
     """`run` once. `took_ms` says how long each step lasted."""
 
     def __init__(
-        self, key: ShardsKey, reconfiguration: Reconfiguration, shard: int, ports: Ports, event: Event
+        self, key: ShardsKey, shard: Shard, plan: Plan, leader_term: int, ports: Ports, event: Event
     ) -> None:
-        self._key, self._reconfiguration, self._shard = key, reconfiguration, shard
-        self._ports, self._event = ports, event
+        """Raises Conflict if the plan names who has no replica."""
+        reconfiguration = Reconfiguration(shard, plan, leader_term, ports.patience)
+        self._key, self._reconfiguration, self._shard = key, reconfiguration, shard.number
+        self._members, self._ports, self._event = plan.in_sync, ports, event
         self._inbox: asyncio.Queue[Feed] = asyncio.Queue()
         self._under_way: set[Command] = set()
         self._step_began_s = time.monotonic()
@@ -96,8 +99,17 @@ class Attempt:
             async with asyncio.timeout(TICK_S):
                 feed = await self._inbox.get()
         except TimeoutError:
+            if gone := self._died():
+                return [Failed(f"{', '.join(gone)} died meanwhile", gone)]
             feed = self._reconfiguration.tick
         return feed(time.monotonic())
+
+    def _died(self) -> tuple[NodeId, ...]:
+        """Members to be, without whom this attempt can't end: the next one does not count on them."""
+        if self._reconfiguration.step not in (Step.CATCH_UP, Step.LEVEL):
+            return ()
+        dead = self._ports.dead()
+        return tuple(node for node in self._members if node in dead)
 
     def _do(
         self, effect: Effect, group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]

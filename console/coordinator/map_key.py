@@ -18,7 +18,8 @@ from net.logs import Log
 
 MAP_KEY = "map"
 AGAIN_S = 0.1
-WATCH_S = 10.0
+WATCH_S = 3.0
+"""Through an agent that hangs nothing would be seen for longer."""
 
 
 class MapKey:

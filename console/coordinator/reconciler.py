@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from console.coordinator.attempt import Attempt, Ports, Succeeded, activation
-from console.coordinator.failovers import Failovers
+from console.coordinator.failovers import PACE, Failovers
 from console.coordinator.leadership import Reign
 from console.coordinator.map_key import MapKey
 from console.coordinator.news import News
@@ -30,7 +30,7 @@ from core.config_values import host_port
 from core.detector import Pace, Rules, Verdict
 from core.errors import ShoalError
 from core.recovery import Nodes, Reconfigure, Renew, Replicas, Stuck, next_step, smallest_set
-from core.replication.reconfigure import Failed, Patience, Reconfiguration, with_learner
+from core.replication.reconfigure import Failed, Patience, with_learner
 from net.logs import Log
 
 AT_ONCE = 64
@@ -43,6 +43,8 @@ SILENT_S = 5.0
 RENEWED_S = 3.0
 """What a store says of a lost replica counts only so long after it was given another."""
 MAKE_S = 30.0
+REFRESH_S, KEYS_PER_REFRESH = 2.0, 50
+"""How often the keys are read again, unasked; seldom if there are many."""
 LAST_NEWS_S = 0.2
 """When the reign ends, for telling what has just been done."""
 
@@ -52,7 +54,7 @@ class Rhythm:
     """What tests want quicker."""
 
     rules: Rules = field(default_factory=Rules)
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = PACE
     patience: Patience = field(default_factory=Patience)
 
 
@@ -86,7 +88,7 @@ class _Government:
         self, name: str, state: StateClient, links: Links, reign: Reign, rhythm: Rhythm, log: Log
     ) -> None:
         self._name, self._state, self._links, self._reign = name, state, links, reign
-        self._patience, self._log = rhythm.patience, log
+        self._log = log
         self._stores = Stores(links, reign.term, log, rhythm.rules)
         self._ports = Ports(links, self._may_act, self._dead, rhythm.patience, log)
         self._news = News(self._ports, self._stores, reign.term, self._begin)
@@ -100,6 +102,8 @@ class _Government:
         self._cases: dict[ShardId, _Case] = {}
         self._renewed_s: dict[tuple[ShardId, NodeId], float] = {}
         self._scene: object = None
+        self._versions: dict[CollectionId, int] = {}
+        self._refreshed_s = time.monotonic()
         self._isolated = False
         self._room = asyncio.Semaphore(AT_ONCE)
         self._group: asyncio.TaskGroup | None = None
@@ -163,6 +167,8 @@ class _Government:
         for id_ in cluster.collections.keys() - self._keys.keys():
             key = self._keys[id_] = ShardsKey(id_, self._state, self._reign, self._log)
             self._keeping[id_] = self._group.create_task(key.run(), name=f"coordinator.{key.key}")
+        for key in self._keys.values():
+            key.refresh()
         self._scene = None
         self._stores.changed.set()
 
@@ -178,25 +184,40 @@ class _Government:
         read = {id_: key.value.shards for id_, key in self._keys.items() if key.value is not None}
         nodes = self._nodes(verdict, self._map)
         lost = self._lost(self._map)
-        scene = (nodes.dead, nodes.doubtful, nodes.cuts, nodes.leaving, frozenset(lost), frozenset(read))
-        if scene != self._scene:
-            self._scene = scene
-            self._attention |= {(id_, shard.number) for id_, shards in read.items() for shard in shards}
-        self._failovers.well(
-            {n for n, h in verdict.health.items() if h == "healthy" and not any(n in c for c in nodes.cuts)}
-        )
+        self._note_changes((nodes, frozenset(lost)), read)
+        self._refresh()
         self._news.remind(self._keys.values(), self._busy)
         due = sorted(self._attention - self._busy)
         led = Counter(s.primary for shards in read.values() for s in shards) if due else Counter()
         for shard_id in due:
             self._look_at(shard_id, nodes, led, lost)
 
+    def _note_changes(self, scene: object, read: Mapping[CollectionId, Sequence[Shard]]) -> None:
+        """All shards are looked at when nodes have changed, those of a key when it has."""
+        for id_, shards in read.items():
+            version = self._keys[id_].version
+            if scene != self._scene or self._versions.get(id_) != version:
+                self._versions[id_] = version
+                self._attention |= {(id_, shard.number) for shard in shards}
+        self._scene = scene
+
+    def _refresh(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._refreshed_s > REFRESH_S * max(1.0, len(self._keys) / KEYS_PER_REFRESH):
+            self._refreshed_s = now_s
+            for key in self._keys.values():
+                key.refresh()
+
     def _nodes(self, verdict: Verdict, cluster: ClusterMap) -> Nodes:
+        cuts = frozenset(frozenset((c.hears_not, c.unheard)) for c in verdict.cuts)
+        well = {n for n, h in verdict.health.items() if h == "healthy" and not any(n in c for c in cuts)}
+        self._failovers.well(well)
+        ill = frozenset(n for n, h in verdict.health.items() if h in ("suspect", "unknown"))
         return Nodes(
             dead=frozenset(verdict.dead),
-            doubtful=frozenset(n for n, h in verdict.health.items() if h in ("suspect", "unknown")),
+            doubtful=ill | self._failovers.restless(well),
             leaving=frozenset(n.id for n in cluster.nodes.values() if n.membership in ("draining", "left")),
-            cuts=frozenset(frozenset((c.hears_not, c.unheard)) for c in verdict.cuts),
+            cuts=cuts,
         )
 
     def _lost(self, cluster: ClusterMap) -> dict[ShardId, dict[NodeId, int]]:
@@ -313,8 +334,7 @@ class _Government:
     async def _reconfigure(self, key: ShardsKey, shard: Shard, step: Reconfigure) -> Succeeded | Failed:
         name, began_s = self._say((key.collection, shard.number)), time.monotonic()
         said = event("shard.reconfigured", self._name, f"{name} on {step.plan.primary}: {step.why}")
-        reconfiguration = Reconfiguration(shard, step.plan, self._reign.term, self._patience)
-        attempt = Attempt(key, reconfiguration, shard.number, self._ports, said)
+        attempt = Attempt(key, shard, step.plan, self._reign.term, self._ports, said)
         outcome = await attempt.run()
         if isinstance(outcome, Succeeded):
             self._log.info(

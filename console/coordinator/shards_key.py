@@ -43,6 +43,11 @@ class ShardsKey:
         self._has_work = asyncio.Event()
         self._is_over = False
 
+    @property
+    def version(self) -> int:
+        """Of the key, as `value` has it."""
+        return self._version
+
     def shard(self, number: int) -> Shard | None:
         shards = self.value.shards if self.value is not None else ()
         return next((s for s in shards if s.number == number), None)
@@ -50,6 +55,11 @@ class ShardsKey:
     async def read(self) -> None:
         """Raises a ShoalError if no agent can say what it holds."""
         self._saw(await self._state.read(self.key))
+
+    def refresh(self) -> None:
+        """Have it read again: agents may have added learners."""
+        self._is_stale = True
+        self._has_work.set()
 
     async def run(self) -> None:
         """Stamps the key, then writes what `change` asks for, until it is cancelled."""
@@ -98,9 +108,9 @@ class ShardsKey:
             await asyncio.sleep(AGAIN_S)
 
     async def _write(self, batch: list[_Wanted]) -> None:
-        """Until each of them is answered."""
+        """Until each of them is answered, and the value is as it was at some time since."""
         waiting = [wanted for wanted in batch if not wanted.answer.done()]
-        while waiting:
+        while waiting or self._is_stale:
             try:
                 if self._is_stale:
                     await self.read()

@@ -13,6 +13,7 @@ from console.peers import Links, was_refused
 from core.cluster import CollectionId, NodeId
 from core.detector import Detector, Ping, Rules, Verdict
 from core.errors import DeadlineExceeded, ShoalError
+from net.frames import Header
 from net.logs import Log
 
 LOOK_S = 0.05
@@ -113,21 +114,26 @@ class Stores:
             header, _ = await self._links.caller(node).call(
                 "ping", {"leader_term": self._leader_term}, timeout_s=self._detector.silent_s
             )
-            pong = msgspec.convert(header, _Pong)
         except DeadlineExceeded:
             # A cut leaves a connection that is dead without a word, for minutes: the next ping opens another.
             self._links.drop([node])
-        except (ShoalError, msgspec.ValidationError) as problem:
+        except ShoalError as problem:
             if was_refused(problem):
                 self._detector.on_closed(node, time.monotonic())
             else:
                 # Lost: `on_lost` has told of it. Else it can't be talked to, which silence will show.
                 self._log.debug("store.no_answer", peer=node, text=str(problem))
         else:
-            self._keep(node, sent_s, pong)
+            self._keep(node, sent_s, header)
         self._note_health()
 
-    def _keep(self, node: NodeId, sent_s: float, pong: _Pong) -> None:
+    def _keep(self, node: NodeId, sent_s: float, header: Header) -> None:
+        try:
+            pong = msgspec.convert(header, _Pong)
+        except msgspec.ValidationError as problem:
+            # It lives, whatever it says: a failover because of a word would be worse.
+            self._log.warning("store.not_understood", peer=node, text=str(problem))
+            pong = _Pong()
         self._detector.on_answer(node, sent_s, pong.unheard)
         watching = self._watching.get(node)
         if watching is None or (watching.told is not None and watching.told.at_s > sent_s):

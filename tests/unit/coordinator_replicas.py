@@ -152,6 +152,11 @@ class Host:
         await self.node.restart()
         self.start()
 
+    def add(self, shard_id: ShardId, incarnation: int, history: int = 7) -> None:
+        """An empty replica."""
+        disk = self.disks[shard_id] = Disk(fx.Identity(incarnation, history, promised=1))
+        self.running[shard_id] = Hosted(self, shard_id, disk)
+
     async def _tick(self) -> None:
         while True:
             for hosted in list(self.running.values()):
@@ -208,8 +213,7 @@ class Host:
         made = {}
         for number, history in header["histories"].items():
             made[number] = next(self.incarnations)
-            disk = self.disks[collection.id, number] = Disk(fx.Identity(made[number], history, promised=1))
-            self.running[collection.id, number] = Hosted(self, (collection.id, number), disk)
+            self.add((collection.id, number), made[number], history)
         return {"incarnations": made}, b""
 
 

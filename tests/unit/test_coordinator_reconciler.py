@@ -19,7 +19,7 @@ from console.coordinator.reconciler import Reconciler, Rhythm
 from core.api.config import CollectionParams
 from core.cluster import ClusterMap, NodeId, Pending, Shard, Shards, to_json
 from core.detector import Pace, Rules
-from core.replication.reconfigure import Patience
+from core.replication.reconfigure import Patience, replica_ids, with_learner
 from net.logs import Log, log_to
 from tests.unit.coordinator_nodes import LOG, Cluster, three_nodes, until
 from tests.unit.coordinator_replicas import Shoal
@@ -271,3 +271,22 @@ async def test_primaries_that_missed_the_news_are_told_again(cluster: Cluster, s
         assert shoal.primary() is None
         await until(lambda: shoal.primary() is not None)
         assert (await shoal.shard()).term == 1
+
+
+async def test_a_learner_that_an_agent_has_added_is_taken_in(cluster: Cluster, shoal: Shoal) -> None:
+    await shoal.begin([["n1", "n2"]], CollectionParams(replication_factor=3))
+    async with leader(cluster):
+        await until_shards(shoal, lambda shards: shards.leader_term == 1)
+        shoal.write(b"op 1")
+        shoal.hosts["n3"].add((1, 0), incarnation=5)
+        await change(shoal, lambda s: replace(s, shards=(with_learner(s.shards[0], NodeId("n3"), 5),)))
+        primary = shoal.primary()
+        assert primary is not None
+        shard = await shoal.shard()
+        primary.perform(
+            primary.replica.activate(
+                1, replica_ids(shard, shard.in_sync), 0, replica_ids(shard, shard.learners)
+            )
+        )
+        await until_shard(shoal, lambda s: is_settled(s) and len(s.in_sync) == 3)
+        assert ops(shoal, "n3") == [b"op 1"]
