@@ -43,6 +43,10 @@ def planted(name: str, wrong: bool) -> Planted:
     return mistake.plant() if wrong else nullcontext()
 
 
+def _nothing() -> None:
+    """Happens before the voters are told of a change, unless a test has something to do."""
+
+
 class Voters:
     """Acceptors that answer at once, but for what `reach` keeps from them."""
 
@@ -51,15 +55,17 @@ class Voters:
         self.world.sync_s = 0.0
         self.nodes: dict[str, AcceptorNode] = {}
 
+    def node(self, voter: str) -> AcceptorNode:
+        return self.nodes.setdefault(voter, AcceptorNode(self.world, voter))
+
     def ask(self, voter: str, request: Request) -> Answer | None:
-        node = self.nodes.setdefault(voter, AcceptorNode(self.world, voter))
         answers: list[Answer] = []
-        node.receive(request, answers.append)
+        self.node(voter).receive(request, answers.append)
         return answers[0] if answers else None
 
     def keys(self, voter: str) -> list[str]:
         found: list[list[str]] = []
-        self.nodes[voter].receive_list(found.append)
+        self.node(voter).receive_list(found.append)
         return found[0]
 
     def settle(
@@ -85,13 +91,22 @@ class Voters:
                 queue += operation.on_answer(effect.voter, answer) if answer else []
         return None
 
-    def change(self, known: VoterSet, target: str, ballots: Ballots) -> VoterSet:
+    def change(
+        self,
+        known: VoterSet,
+        target: str,
+        ballots: Ballots,
+        before_telling: Callable[[], object] = _nothing,
+    ) -> VoterSet:
         runner = VoterChange(known, frozenset(target), tag=f"to {target} from {known.number}")
         queue = runner.begin()
         while queue:
             effect = queue.pop(0)
             if isinstance(effect, Finished):
                 return effect.voters
+            if isinstance(effect, Call):
+                before_telling()
+                before_telling = _nothing
             queue += self._step(runner, effect, ballots)
         raise AssertionError("the change did not end")
 
@@ -123,6 +138,22 @@ def test_a_voter_that_returns_brings_no_old_ballot_of_a_key_that_was_only_read(w
         assert voters.settle("new", Write(0, b"x", "w"), low, second) == Written(1)
         third = voters.change(second, "abc", low)
         found = voters.settle("new", Read(), low, third)
+    assert isinstance(found, Found)
+    assert found.value.data == (None if wrong else b"x")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_key_that_the_old_wrote_until_they_were_told_moves_to_the_new(wrong: bool) -> None:
+    voters, runner, client = Voters(), Ballots("runner"), Ballots("client")
+    first = VoterSet(1, frozenset("abc"))
+
+    def write_by_the_old() -> None:
+        assert voters.settle("late", Write(0, b"x", "w"), client, first) == Written(1)
+
+    with planted("keys are listed before the old set is closed", wrong):
+        assert voters.settle("voters", Write(0, register.encode_voters(first), "begin"), runner, first)
+        new = voters.change(first, "xyz", runner, write_by_the_old)
+        found = voters.settle("late", Read(), client, new)
     assert isinstance(found, Found)
     assert found.value.data == (None if wrong else b"x")
 
