@@ -33,6 +33,15 @@ class Membership(NamedTuple):
             return Group(me, (me,))
         return Group(me, ())
 
+    def is_in_sync(self, identity: Identity) -> bool:
+        """Whether what is applied here may answer an eventual read."""
+        if not self.node:
+            return True
+        found, node = self.configuration, NodeId(self.node)
+        return (
+            found is not None and node in found.in_sync and found.replicas.get(node) == identity.incarnation
+        )
+
 
 NO_GROUP = Membership("", None)
 

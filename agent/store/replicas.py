@@ -1,6 +1,6 @@
 """All replicas of one store: messages, commands and the clock for each, and what the leader is told of them.
 
-replicas = Replicas(node, links, metrics, log, now_us=…, schema_wanted=…, dropped=…)
+replicas = Replicas(node, links, metrics, log, now_us=…, schema_wanted=…, dropped=…, reopened=…)
 replicas.add(shard)                       opened with this node's Membership
 replicas.take(view)                       a chosen map: who is primary, of whom
 network.handlers["store"].update(replicas.handlers("store"))
@@ -214,13 +214,16 @@ class Replicas:
         return driven.replica.term if driven.replica is not None else 0
 
     async def _read_at(self, header: Header, body: bytes, deadline: float) -> Answer:
+        return await self.read_at(header, deadline), b""
+
+    async def read_at(self, header: Header, deadline: float) -> Header:
         """{collection, shard, term, seq} for quorum: once `seq` is applied; without `seq` for strong."""
         driven = self.get(*_key(header))
         if (seq := header.get("seq")) is None:
             await driven.confirm(int(header["term"]), deadline)
         else:
             await driven.reach(int(seq), int(header["term"]), deadline)
-        return {"applied": driven.shard.applied_seq}, b""
+        return {"applied": driven.shard.applied_seq}
 
     async def _ask_for_snapshot(self, header: Header, body: bytes, deadline: float) -> Answer:
         return await self._receiving.ask(self.get(*_key(header)), header)

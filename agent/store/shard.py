@@ -287,6 +287,7 @@ class Shard:
         self._ready = self._applier.ready = recovered.ready
         await self._run(self._manifests.take_schema, self.schema, self._ready)
         meta, manifest = self._applier.points.meta, self._manifests.manifest
+        identity = self._replica.identity
         self.refusal = None
         self._publisher.update(
             incarnation=manifest.contents_id,
@@ -295,7 +296,7 @@ class Shard:
             slot_high=meta.slot_high,
             applied=meta.applied,
             points=meta.count,
-            flags=ShardFlag.OPEN | ShardFlag.IN_SYNC,
+            flags=ShardFlag.OPEN | (ShardFlag.IN_SYNC if self._membership.is_in_sync(identity) else 0),
         )
         self._tasks += [self._kept_up.watch("writing", stage) for stage in self._pipeline.start()]
         self._tasks.append(self._kept_up.again("upkeep", self._upkeep.keep_house)[0])

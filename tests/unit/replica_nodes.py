@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -39,7 +39,7 @@ SECRET = b"a secret of thirty-two characters"
 class Node:
     """One store with its replica of the one shard."""
 
-    def __init__(self, name: str, folder: Path, cluster: ReplicaCluster) -> None:
+    def __init__(self, name: str, folder: Path, cluster: ReplicaCluster, files: Files) -> None:
         self.name, self.data = name, folder
         self.folder = shard_folder(folder, COLLECTION, NUMBER)
         self.folder.parent.mkdir(parents=True)
@@ -48,7 +48,7 @@ class Node:
         self.log = log_to(self.logged)
         self.page = Page.make()
         self.executor = ThreadPoolExecutor(4)
-        self.files = Files()
+        self.files = files
         self.metrics = Metrics(memoryview(bytearray(1 << 16)))
         self.ports = ShardPorts(self.page, ShardPlaces(self.page), self.executor, self.log, self.files)
         self.incarnation = 0
@@ -159,12 +159,14 @@ async def _pong(header: Any, body: bytes, deadline: float) -> tuple[dict[str, An
 class ReplicaCluster:
     """Three nodes by default; `configuration` is what the map says of the shard."""
 
-    def __init__(self, folder: Path, names: Sequence[str], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], disks: Mapping[str, Files], **settings: Any
+    ) -> None:
         self.addresses: dict[str, Address] = {}
         self.settings = ShardSettings(**{"purge_after_s": 0.0, "checkpoint_every_s": 3600.0, **settings})
         self.nodes: dict[str, Node] = {}
         for name in names:
-            self.nodes[name] = Node(name, folder / name, self)
+            self.nodes[name] = Node(name, folder / name, self, disks.get(name) or Files())
         self.leader_term = 1
         self._away: set[str] = set()
         log = log_to(io.StringIO())
@@ -283,9 +285,13 @@ class ReplicaCluster:
 
 @asynccontextmanager
 async def replica_cluster(
-    folder: Path, names: Sequence[str] = ("n1", "n2", "n3"), **settings: Any
+    folder: Path,
+    names: Sequence[str] = ("n1", "n2", "n3"),
+    *,
+    disks: Mapping[str, Files] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ReplicaCluster]:
-    cluster = ReplicaCluster(folder, names, **settings)
+    cluster = ReplicaCluster(folder, names, disks or {}, **settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(cluster.close)
         yield cluster
