@@ -202,9 +202,7 @@ def test_a_damaged_row_is_named_with_its_point_and_what_to_do(tmp_path: Path) ->
     points.put([NewRow(points.take_slots(1), id_key(77), 1, 1, b'{"a":1}')], {})
     points.commit(1)
     points.db.execute("UPDATE rows SET payload = ?", (b'{"a":2}',))
-    with pytest.raises(
-        Damaged, match=r"slot 0 \(point 77\) does not match.*write the point anew"
-    ):
+    with pytest.raises(Damaged, match=r"slot 0 \(point 77\) does not match.*write the point anew"):
         points.rows([0])
     points.close()
 
