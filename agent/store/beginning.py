@@ -24,8 +24,9 @@ from agent.store.founding import Founding, FoundingPorts
 from agent.store.network import Network
 from agent.store.node_identity import NODE_JSON, NodeIdentity, read_identity, write_identity
 from agent.store.state.port import StateStore, Versioned
-from agent.store.state.quorum import QuorumState, Voter
+from agent.store.state.quorum import QuorumState
 from agent.store.state.remote import RegisterCalls, RemoteVoter
+from agent.store.state.rounds import Voter
 from core.cluster import ClusterMap, Event, Node, NodeId, to_json
 from core.cluster_changes import add_node, stamped
 from core.config import ClusterConfig, NodeConfig

@@ -87,6 +87,32 @@ async def test_who_knows_only_the_first_voters_is_told_by_one_that_left(
     assert acceptors["d"].cell("map").value.version == version
 
 
+async def test_who_sees_no_quorum_asks_every_acceptor_and_dials_those_it_does_not_know(
+    acceptors: dict[str, Acceptor],
+) -> None:
+    await change(acceptors, FIRST, "cde")
+    version = await write(state_on(acceptors, "w"), "map", 0, b"x")
+    for name in "ab":  # a majority of the only voters that it knows
+        await acceptors[name].close()
+    behind = QuorumState(
+        FIRST,
+        {name: acceptors[name] for name in "abc"},
+        proposer="behind",
+        chance=random.Random(1),
+        dial=acceptors.__getitem__,
+    )
+    assert list(await behind.list("m")) == ["map"]
+    assert (await behind.read("map")).version == version
+    assert behind.voters == VoterSet(3, frozenset("cde"))
+
+
+async def test_a_list_by_voters_that_were_replaced_is_made_again(acceptors: dict[str, Acceptor]) -> None:
+    behind = state_on(acceptors, "behind")
+    await change(acceptors, FIRST, "de")
+    await write(state_on(acceptors, "w", VoterSet(3, frozenset("de"))), "jobs/1", 0, b"x")
+    assert list(await behind.list("jobs/")) == ["jobs/1"]
+
+
 async def test_two_changes_at_once_end_in_one_set(acceptors: dict[str, Acceptor]) -> None:
     ends = await asyncio.gather(change(acceptors, FIRST, "cde", "r1"), change(acceptors, FIRST, "abd", "r2"))
     assert all(isinstance(end, Finished) for end in ends)

@@ -7,8 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
-from agent.store.state.quorum import BACKOFF_S_MAX, BACKOFF_S_MIN, Voter
-from agent.store.state.rounds import run_round
+from agent.store.state.rounds import BACKOFF_S_MAX, BACKOFF_S_MIN, Voter, run_round
 from core.consensus.register import Again, Ballots, Done, Operation
 from core.consensus.voters import Call, Effect, Finished, GaveUp, ListKeys, Settle, VoterChange, Wait
 from core.errors import ShoalError

@@ -1,67 +1,48 @@
-"""The StateStore on voters: drives the proposer of core/consensus/register.py over acceptors.
-
-Today's only voter is the acceptor of this process; more are added as further `Voter`s, not as another path.
-"""
+"""The StateStore on voters: drives the proposer of core/consensus/register.py over acceptors."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from agent.store.state.port import VersionConflict, Versioned
+from agent.store.state.rounds import BACKOFF_S_MAX, BACKOFF_S_MIN, Voter, run_round
 from core.consensus.register import (
     Again,
-    Answer,
+    Ask,
     Ballots,
-    Cell,
     Change,
     Conflicting,
     Done,
-    Effect,
     Found,
     Operation,
     Outcome,
     Read,
-    Request,
-    Send,
+    Told,
     Unsettled,
     Value,
     VoterSet,
     Write,
     Written,
 )
+from core.consensus.voters import VOTERS_KEY
 from core.errors import ShoalError, Unavailable
 
-ROUND_TIMEOUT_S = 2.0
 SETTLE_TIMEOUT_S = 5.0
-BACKOFF_S_MIN, BACKOFF_S_MAX = 0.005, 0.2
+ASK_TIMEOUT_S = 1.0
 
 T = TypeVar("T")
 
 
-class Voter(Protocol):
-    """An acceptor, wherever it lives. Raises a ShoalError if it cannot answer."""
-
-    async def handle(self, request: Request) -> Answer: ...
-
-    async def wait_accepted(self, key: str, after_version: int) -> Cell: ...
-
-    async def keys(self, prefix: str) -> list[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    voter: str
-    answer: Answer | ShoalError
-
-
 class QuorumState:
-    """A StateStore over a set of voters. `proposer` must be new at every start of this process."""
+    """A StateStore over a set of voters. `proposer` must be new at every start of this process.
+
+    It hears of newer voters from the acceptors that it knows, and reaches those that it doesn't by `dial`.
+    """
 
     def __init__(
         self,
@@ -71,16 +52,23 @@ class QuorumState:
         proposer: str,
         chance: random.Random,
         timeout_s: float = SETTLE_TIMEOUT_S,
+        dial: Callable[[str], Voter] | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._voters = voters
         self._acceptors = dict(acceptors)
+        self._dial = dial
         self._ballots = Ballots(proposer)
         self._proposer = proposer
         self._writes = 0
         self._chance = chance
         # Operations of one process on one key go one after another, or they would outbid each other.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def voters(self) -> VoterSet:
+        """The newest set of voters that it has heard of."""
+        return self._voters
 
     async def read(self, key: str) -> Versioned:
         match await self._settle(key, Read()):
@@ -100,15 +88,21 @@ class QuorumState:
         return _versioned(first.value)
 
     async def list(self, prefix: str) -> dict[str, Versioned]:
-        keys: set[str] = set().union(*await self._gather(lambda a: a.keys(prefix), self._voters.is_quorum))
-        found = await asyncio.gather(*(self.read(key) for key in sorted(keys)))
-        return {key: v for key, v in zip(sorted(keys), found, strict=True) if v.value is not None}
+        while True:
+            voters = self._voters
+            keys: set[str] = set().union(*await self._gather(lambda a: a.keys(prefix), voters.is_quorum))
+            # Reading proves that these voters were asked before others took their place: keys may lack none.
+            found = await asyncio.gather(*(self.read(key) for key in sorted({*keys, VOTERS_KEY})))
+            if self._voters is voters:
+                named = zip(sorted({*keys, VOTERS_KEY}), found, strict=True)
+                return {key: v for key, v in named if v.value is not None and key in keys}
 
     async def _gather(
         self, ask: Callable[[Voter], Awaitable[T]], is_enough: Callable[[Collection[str]], bool]
     ) -> tuple[T, ...]:
         """The answers of the first voters that are enough. Raises Unavailable if too few can answer."""
-        asked = {asyncio.ensure_future(ask(voter)): name for name, voter in self._acceptors.items()}
+        names = sorted(self._voters.everyone())
+        asked = {asyncio.ensure_future(self._ask(name, ask)): name for name in names}
         answers: dict[str, T] = {}
         problem: ShoalError | None = None
         waiting = set(asked)
@@ -152,52 +146,46 @@ class QuorumState:
             deadline_s = loop.time() + self._timeout_s
             while loop.time() < deadline_s:
                 begun = operation.begin(self._ballots.next(above), self._voters)
-                result = await self._round(operation, begun)
+                result = await run_round(self._voter, operation, begun)
                 if isinstance(result, Done):
                     return result.outcome
                 if isinstance(result, Again):
                     above, problem = result.counter, "other proposers outbid it"
-                    if result.voters.number > self._voters.number:
-                        self._voters, problem = result.voters, "the voters changed"
+                    self._learn(result.voters)
                 else:
                     problem = result
+                    await self._ask_for_newer_voters()
                 # At random, or rivals would outbid each other in step.
                 await asyncio.sleep(self._chance.random() * backoff_s)
                 backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
         raise Unavailable(f"register {key}: not settled in {self._timeout_s} s: {problem}")
 
-    async def _round(self, operation: Operation, effects: Sequence[Effect]) -> Done | Again | str:
-        """One ballot. A voter that fails is only silent; if too many are: why the last one failed."""
-        heard: asyncio.Queue[_Heard] = asyncio.Queue()
-        asked: list[asyncio.Task[None]] = []
-        problem = f"no quorum within {ROUND_TIMEOUT_S} s"
-        with suppress(TimeoutError):  # the problem is returned below
-            async with asyncio.timeout(ROUND_TIMEOUT_S), asyncio.TaskGroup() as group:
-                answers = 0
-                while True:
-                    for effect in effects:
-                        if not isinstance(effect, Send):
-                            for task in asked:
-                                task.cancel()
-                            return effect
-                        asked.append(group.create_task(self._ask(effect, heard)))
-                    if answers == len(asked):
-                        return problem
-                    got = await heard.get()
-                    answers += 1
-                    effects = []
-                    if isinstance(got.answer, ShoalError):
-                        problem = str(got.answer)
-                    else:
-                        effects = operation.on_answer(got.voter, got.answer)
-        return problem
+    def _voter(self, name: str) -> Voter:
+        if name not in self._acceptors:
+            if self._dial is None:
+                raise Unavailable(f"voter {name} is not known here")
+            self._acceptors[name] = self._dial(name)
+        return self._acceptors[name]
 
-    async def _ask(self, send: Send, heard: asyncio.Queue[_Heard]) -> None:
-        try:
-            answer: Answer | ShoalError = await self._acceptors[send.voter].handle(send.request)
-        except ShoalError as e:
-            answer = e
-        heard.put_nowait(_Heard(send.voter, answer))
+    async def _ask(self, name: str, ask: Callable[[Voter], Awaitable[T]]) -> T:
+        return await ask(self._voter(name))
+
+    def _learn(self, voters: VoterSet) -> None:
+        if voters.number > self._voters.number:
+            self._voters = voters
+
+    async def _ask_for_newer_voters(self) -> None:
+        """Of all acceptors that it ever knew: those that should vote may be gone for good."""
+        ballot = self._ballots.next()
+
+        async def ask(name: str) -> None:
+            with suppress(ShoalError, TimeoutError):
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    told = await self._voter(name).handle(Ask(ballot))
+                if isinstance(told, Told) and told.voters is not None:
+                    self._learn(told.voters)
+
+        await asyncio.gather(*(ask(name) for name in sorted({*self._acceptors, *self._voters.everyone()})))
 
 
 def _versioned(value: Value) -> Versioned:

@@ -1,14 +1,27 @@
-"""One round of an operation: asks voters side by side until the operation knows what the round came to."""
+"""What is asked of voters, and one round of an operation: side by side, until it knows what came of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
-from agent.store.state.quorum import ROUND_TIMEOUT_S, Voter
-from core.consensus.register import Again, Answer, Done, Effect, Operation, Send
+from core.consensus.register import Again, Answer, Cell, Done, Effect, Operation, Request, Send
 from core.errors import ShoalError
+
+ROUND_TIMEOUT_S = 2.0
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.005, 0.2
+
+
+class Voter(Protocol):
+    """An acceptor, wherever it lives. Raises a ShoalError if it cannot answer."""
+
+    async def handle(self, request: Request) -> Answer: ...
+
+    async def wait_accepted(self, key: str, after_version: int) -> Cell: ...
+
+    async def keys(self, prefix: str) -> list[str]: ...
 
 
 async def run_round(
