@@ -17,9 +17,16 @@ class Links:
     """Callers by node. `on_lost` hears of each connection that ended by itself, in the instant it did."""
 
     def __init__(
-        self, name: str, trust: Trust, addresses: Mapping[str, Address], *, source: str | None = None
+        self,
+        name: str,
+        trust: Trust,
+        addresses: Mapping[str, Address],
+        *,
+        source: str | None = None,
+        dialled: Callable[[str, Address], Address] = lambda node, address: address,
     ) -> None:
         self._name, self._trust, self._source = name, trust, source
+        self._dialled = dialled
         self._addresses = dict(addresses)
         self._links: dict[str, _Link] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -64,7 +71,7 @@ class Links:
             raise Unavailable(f"nobody knows an address of node {node}")
         me = Identity(self._name, "console", self.cluster)
         async with asyncio.timeout(GREETING_S):
-            framing = await dial(address, me, self._trust, source=self._source)
+            framing = await dial(self._dialled(node, address), me, self._trust, source=self._source)
         if framing.peer.node != node:
             framing.close()
             raise Conflict(

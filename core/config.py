@@ -16,7 +16,7 @@ import msgspec
 import tomli_w
 
 from core.config_reading import Reading
-from core.config_values import Watermark
+from core.config_values import Watermark, host_port
 from core.errors import ConfigInvalid, NotFound
 from core.toml_lines import key_lines
 
@@ -87,6 +87,14 @@ class ClusterConfig:
     auto_join: bool = False
     """A node that knocks with the secret is taken in at once; else it waits until somebody says so."""
     tls: TlsConfig | None = None
+    test_dial: dict[str, str] | None = None
+    """Whom to dial in place of a peer_address: tests put proxies between nodes. Keys "from->to", or "to"."""
+
+    def dialled(self, sender: str, receiver: str, address: tuple[str, int]) -> tuple[str, int]:
+        """Where `sender` reaches the store of `receiver`, which listens at `address`."""
+        dial = self.test_dial or {}
+        through = dial.get(f"{sender}->{receiver}") or dial.get(receiver)
+        return address if through is None else host_port(through)
 
     def node(self, node_id: str) -> NodeConfig:
         """The node of that id. Raises NotFound, naming those there are."""
@@ -127,8 +135,10 @@ def to_toml(config: ClusterConfig) -> str:
     agent = {key: value for key, value in cluster.pop("agent").items() if value is not None}
     for mark in ("disk_low_water", "memory_low_water"):
         agent[mark] = str(getattr(config.agent, mark))
-    nodes, tls = cluster.pop("nodes"), cluster.pop("tls", None)
+    nodes, tls, dial = cluster.pop("nodes"), cluster.pop("tls", None), cluster.pop("test_dial", None)
     document = {"cluster": cluster}
+    if dial:
+        document["test"] = {"dial": dial}
     if tls:
         document["tls"] = {key: value for key, value in tls.items() if value is not None}
     return tomli_w.dumps(document | {"nodes": nodes, "agent": agent})

@@ -50,6 +50,8 @@ _AGENT: dict[str, Reader] = {
     "gzip": values.boolean,
 }
 _TABLES = {"cluster": _CLUSTER, "tls": _TLS, "nodes": _NODE, "agent": _AGENT}
+# Known only with SHOAL_TEST=1: a line left behind must not lead a cluster's traffic elsewhere.
+_TEST: dict[str, Reader] = {"dial": values.dial}
 # The environment reaches every table but [[nodes]], which is a list.
 _VARIABLES = {
     **{f"SHOAL_{key.upper()}": ("cluster", key) for key in _CLUSTER},
@@ -75,6 +77,7 @@ class Reading:
 
     def document(self, found: Table) -> Table:
         """All that could be read, in the shape of ClusterConfig."""
+        test = self._table(("test",), found.pop("test", {}), _TEST) if self._is_test() else {}
         for name in found:
             if name not in _TABLES:
                 kind = "table" if isinstance(found[name], dict | list) else "key"
@@ -92,7 +95,11 @@ class Reading:
             _check_closed(self, nodes, has_key="api_key_file" in cluster, has_tls=has_tls)
         agent.setdefault("nice", 10 if len(nodes) == 1 else 0)
         defaults = {"name": "shoal", "data_dir": values.placed(self.folder, "data")}
-        return defaults | cluster | {"tls": tls or None, "nodes": nodes, "agent": agent}
+        tables = {"tls": tls or None, "nodes": nodes, "agent": agent, "test_dial": test.get("dial")}
+        return defaults | cluster | tables
+
+    def _is_test(self) -> bool:
+        return self.environ.get("SHOAL_TEST") == "1"
 
     def mistake(self, path: Path, text: str) -> None:
         line = line_of(self.lines, path)

@@ -74,6 +74,13 @@ def address(value: object) -> str:
     raise ValueError("host:port with a port from 1 to 65535, such as 127.0.0.1:6333 or [::1]:6333")
 
 
+def dial(value: object) -> dict[str, str]:
+    """Names of nodes, or of two with an arrow between them → host:port."""
+    if isinstance(value, dict):
+        return {str(link): address(to) for link, to in value.items()}
+    raise ValueError('a table of links, such as {"n1->n2" = "127.0.0.1:7335"}')
+
+
 def host_port(text: str) -> tuple[str, int]:
     """An address that `address` accepted, taken apart, without brackets."""
     parts = _split(text)

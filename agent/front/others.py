@@ -64,7 +64,7 @@ class Others:
         metrics: Metrics,
         log: Log,
     ) -> None:
-        self._me, self._current = me, current
+        self._config, self._me, self._current = config, me, current
         self._look_at, self._state_of = look_at, state_of
         self._cluster = ""
         self._addresses: dict[str, Address] = {}
@@ -96,7 +96,7 @@ class Others:
     def learn(self, cluster: ClusterMap) -> None:
         self._cluster = cluster.cluster
         for node in cluster.nodes.values():
-            host, port = host_port(node.peer_address)
+            host, port = self._config.dialled(self._me.id, node.id, host_port(node.peer_address))
             self._addresses[node.id] = host, port + PORT_ABOVE_STORE
         standings = {n.id: Standing(zone=n.zone) for n in cluster.nodes.values()}
         self._balancer.observe(standings, time.monotonic())

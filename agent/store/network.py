@@ -28,7 +28,7 @@ class Network:
     """
 
     def __init__(self, config: ClusterConfig, me: NodeConfig, metrics: Metrics, log: Log) -> None:
-        self._me = me
+        self._me, self._config = me, config
         self.cluster = ""
         self.map: ClusterMap | None = None
         """The newest that this node has seen."""
@@ -55,7 +55,8 @@ class Network:
         return self._me.id
 
     def address_of(self, node: str) -> Address | None:
-        return self._addresses.get(node)
+        address = self._addresses.get(node)
+        return None if address is None else self._config.dialled(self._me.id, node, address)
 
     async def start(self) -> None:
         """Raises StartRefused if the address can't be listened on."""

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from console.coordinator.leadership import Leadership
 from console.coordinator.reconciler import Reconciler
@@ -30,7 +31,7 @@ def run_coordinator(config: ClusterConfig, name: str, say: Callable[[str], None]
         )
     trust = trust_of(config)
     addresses = {node.id: host_port(node.peer_address) for node in config.nodes}
-    links = Links(name, trust, addresses)
+    links = Links(name, trust, addresses, dialled=partial(config.dialled, name))
     log = log_to(sys.stderr, config.agent.log_format, config.agent.log_level)
     nodes = ", ".join(f"{node.id} at {node.peer_address}" for node in config.nodes)
     say(f"coordinator {name} of cluster {config.name} stands for election with {nodes}")

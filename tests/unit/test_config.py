@@ -289,6 +289,17 @@ def test_a_watermark_in_bytes_of_a_disk() -> None:
     assert Watermark(amount_bytes=7).of(1000) == 7
 
 
+def test_links_are_led_elsewhere_only_in_tests() -> None:
+    text = ONE_NODE + '[test]\ndial = {"n2->n1" = "127.0.0.1:7000", n3 = "127.0.0.1:8000"}\n'
+    assert mistakes(text) == ["cluster.toml:4: unknown table 'test'; known here: cluster, tls, nodes, agent"]
+    config = read(text, {"SHOAL_TEST": "1"})
+    there = ("127.0.0.1", 6335)
+    assert config.dialled("n2", "n1", there) == ("127.0.0.1", 7000)
+    assert config.dialled("n3", "n1", there) == there
+    assert config.dialled("n1", "n3", there) == ("127.0.0.1", 8000)
+    assert read_config(to_toml(config), folder="/", environ={"SHOAL_TEST": "1"}) == config
+
+
 def test_an_unknown_node_is_answered_with_those_there_are() -> None:
     config = read(ONE_NODE + '[[nodes]]\nid = "n2"\naddress = "127.0.0.1:6433"\n')
     assert config.node("n2").peer_address == "127.0.0.1:6435"
