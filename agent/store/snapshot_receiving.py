@@ -152,15 +152,30 @@ class SnapshotReceiving:
         folder, key = driven.shard.folder, driven.key
 
         def swap() -> None:
-            staged = installing_path(folder)
-            write_identity(staged / "log", identity, self._files)
-            data = folder.parent.parent
-            self._files.rename(staged, staged_folder(data, *key, identity.incarnation))
+            built, data = installing_path(folder), folder.parent.parent
+            staged = staged_folder(data, *key, identity.incarnation)
+            write_identity(built / "log", identity, self._files)
+            self._files.rename(built, staged)
             self._files.sync_folder(folder.parent)  # decided: from here on a start finishes it
-            put_in_place(data, *key, identity.incarnation, now_us=now_us)
+            try:
+                put_in_place(data, *key, identity.incarnation, now_us=now_us)
+            except OSError:
+                self._take_back(staged, folder)
+                raise
             self._files.sync_folder(folder.parent)
 
         return swap
+
+    def _take_back(self, staged: Path, folder: Path) -> None:
+        """The old folder goes on, and makes promises and keeps entries that the staged one lacks."""
+        if not folder.exists():
+            return  # it does not: the shard is damaged until the next start
+        try:
+            self._files.rename(staged, installing_path(folder))
+            self._files.sync_folder(folder.parent)
+        except OSError:
+            # In place of the old one it must at least be known as damaged: then it counts for nothing.
+            shutil.rmtree(staged / "log")
 
     def installed(self, key: Key) -> None:
         self._incoming.pop(key, None)

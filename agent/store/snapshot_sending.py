@@ -33,7 +33,7 @@ KEEP_S = 60.0
 
 
 @dataclass(slots=True)
-class _Made:
+class Made:
     """One snapshot on disk."""
 
     path: Path
@@ -51,7 +51,7 @@ class SnapshotSending:
     def __init__(self, links: Links, log: Log, check_room: Callable[[int], None]) -> None:
         self._links, self._log, self._check_room = links, log, check_room
         self._under_way: set[tuple[Key, ReplicaId]] = set()
-        self._made: dict[Key, _Made] = {}
+        self._made: dict[Key, Made] = {}
         self._making: dict[Key, asyncio.Lock] = {}
         self._room = asyncio.Semaphore(SENDING_MAX)
 
@@ -84,14 +84,14 @@ class SnapshotSending:
         wanted, _ = await caller.call("snapshot.ask", ask, timeout_s=CALL_S)
         if not wanted["wanted"]:
             return
-        made = await self._snapshot(driven)
+        made = await self.snapshot(driven)
         offset = int(wanted["have"]) if wanted["hash"] == made.hash else 0
         began_s, first = time.monotonic(), offset
         header = {**common, "position": list(made.position), "hash": made.hash, "size": made.size_bytes}
         header |= {"schema": made.schema, "saved": msgspec.json.encode(made.saved)}
         while offset < made.size_bytes:
             made.used_s = time.monotonic()
-            chunk = await asyncio.to_thread(_read, made.path, offset)
+            chunk = await asyncio.to_thread(read_chunk, made.path, offset)
             answer, _ = await caller.call(
                 "snapshot.part", {**header, "offset": offset}, chunk, timeout_s=CALL_S
             )
@@ -108,7 +108,7 @@ class SnapshotSending:
             took_ms=round((time.monotonic() - began_s) * 1000),
         )
 
-    async def _snapshot(self, driven: DrivenReplica) -> _Made:
+    async def snapshot(self, driven: DrivenReplica) -> Made:
         """The one that there is, if the log goes on from it, or a new one."""
         async with self._making.setdefault(driven.key, asyncio.Lock()):
             replica, made = driven.replica, self._made.get(driven.key)
@@ -119,10 +119,11 @@ class SnapshotSending:
             made = self._made[driven.key] = await self._make(driven)
             return made
 
-    async def _make(self, driven: DrivenReplica) -> _Made:
+    async def _make(self, driven: DrivenReplica) -> Made:
         shard, key = driven.shard, driven.key
         path = sending_path(shard.folder)
         path.unlink(missing_ok=True)
+        self._check_room(0)
         writer = await asyncio.to_thread(ArchiveWriter, path, lambda: self._check_room(0))
         try:
             async with shard.frozen() as manifest:
@@ -142,7 +143,7 @@ class SnapshotSending:
             raise
         finally:
             writer.close()
-        return _Made(path, digest, size_bytes, position, saved, manifest.schema, time.monotonic())
+        return Made(path, digest, size_bytes, position, saved, manifest.schema, time.monotonic())
 
     def sweep(self) -> None:
         """Remove what nobody has fetched from for a while."""
@@ -166,7 +167,7 @@ def _name(key: Key) -> str:
     return f"{key[0]}-{key[1]}"
 
 
-def _read(path: Path, offset: int) -> bytes:
+def read_chunk(path: Path, offset: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(CHUNK_BYTES)

@@ -217,12 +217,15 @@ class ReplicaCluster:
         for node in self.running:
             node.learn()
 
+    async def call(
+        self, name: str, kind: str, header: dict[str, Any], body: bytes = b"", timeout_s: float = 5
+    ) -> tuple[dict[str, Any], bytes]:
+        return await self._peers.caller(name).call(kind, header, body, timeout_s=timeout_s)
+
     async def command(self, message: Command, timeout_s: float = 5) -> Any:
         kind, data = SHARD.encode(message)
         header = {"collection": COLLECTION, "shard": NUMBER, "kind": kind}
-        answer, body = await self._peers.caller(message.to.node).call(
-            "shard.command", header, data, timeout_s=timeout_s
-        )
+        answer, body = await self.call(message.to.node, "shard.command", header, data, timeout_s)
         return SHARD.decode(answer["kind"], body)
 
     async def reconfigure(self, primary: str, in_sync: Sequence[str]) -> str | None:
