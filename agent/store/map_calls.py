@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from agent.link import Answer, Handler, Header
 from agent.store.acceptor import Acceptor
 from agent.store.catalogue import Catalogue
 from agent.store.network import Network
+from agent.store.settings import KEY as SETTINGS
 from core import cluster
 from core.cluster import SHARDS_PREFIX, ClusterView, Node, NodeId
 from core.errors import BadRequest, ShoalError, Unavailable
@@ -27,6 +29,14 @@ LOOK_S = 0.1
 RETRY_S = 1.0
 
 MakeLogs = Callable[[cluster.Collection, Mapping[int, int]], Awaitable[dict[int, int]]]
+
+
+class Follower(Protocol):
+    """The settings, as they are kept up to date with those of the cluster."""
+
+    def is_behind(self, key_version: int) -> bool: ...
+
+    async def take_up(self) -> None: ...
 
 
 class _Changed(msgspec.Struct, frozen=True):
@@ -108,16 +118,17 @@ class MapCalls:
         """A replica has an entry that was checked against a later schema than this node knows."""
         self._wanted.set()
 
-    async def follow(self, catalogue: Catalogue, acceptor: Acceptor | None) -> None:
+    async def follow(self, catalogue: Catalogue, acceptor: Acceptor | None, settings: Follower) -> None:
         """Never ends. A voter sees in its own memory what was accepted; others watch the key `map`."""
         told = ""
         while True:
             try:
                 if acceptor is not None:
-                    await self._look(catalogue, acceptor)
+                    await self._look(catalogue, acceptor, settings)
                 else:
                     await catalogue.watch_map()
                     await catalogue.take_up()
+                    await settings.take_up()
             except Unavailable as problem:
                 if str(problem) != told:
                     told = str(problem)
@@ -126,11 +137,13 @@ class MapCalls:
             else:
                 told = ""
 
-    async def _look(self, catalogue: Catalogue, acceptor: Acceptor) -> None:
+    async def _look(self, catalogue: Catalogue, acceptor: Acceptor, settings: Follower) -> None:
         while True:
             keys = ["map", *await acceptor.keys(SHARDS_PREFIX)]
             newer = [k for k in keys if catalogue.is_behind(k, acceptor.cell(k).value.version)]
             if newer or self._wanted.is_set():
                 self._wanted.clear()
                 await catalogue.take_up(newer)
+            if settings.is_behind(acceptor.cell(SETTINGS).value.version):
+                await settings.take_up()
             await asyncio.sleep(LOOK_S)

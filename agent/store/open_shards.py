@@ -59,8 +59,8 @@ class OpenShards:
     def all(self) -> list[Shard]:
         return [shard for one in self._open.values() for shard in one.shards.values()]
 
-    def of(self, collection: CollectionId) -> list[Shard]:
-        return list(self._open[collection].shards.values())
+    def of(self, collection: CollectionId) -> Mapping[int, Shard]:
+        return self._open[collection].shards
 
     def get(self, collection: CollectionId, shard: int) -> Shard | None:
         there = self._open.get(collection)

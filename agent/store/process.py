@@ -130,7 +130,7 @@ class Store:
             if others is not None:
                 self._serve_nodes(others, begun, catalogue)
                 voting = self._spec.node.id in begun.identity.voters
-                follow = others.calls.follow(catalogue, begun.acceptor if voting else None)
+                follow = others.calls.follow(catalogue, begun.acceptor if voting else None, self)
                 watching.append(tasks.create_task(follow, name="map"))
             await stop.wait()
             self._publish(self._flags | NodeFlag.STOPPING)
@@ -226,6 +226,15 @@ class Store:
         """Take changed settings up, here and, by the page, at the fronts."""
         self._shards.settings_changed()
         self._page.write_node(self._page.node()._replace(settings=self._settings.version))
+
+    def is_behind(self, key_version: int) -> bool:
+        """Whether the settings have been seen at a later version."""
+        return self._settings.is_behind(key_version)
+
+    async def take_up(self) -> None:
+        """Settings that another node has changed."""
+        if await self._settings.take_up():
+            await self._settings_changed()
 
     def _limits(self) -> Limits:
         return self._settings.current.limits()

@@ -96,6 +96,17 @@ class SettingsStore:
                 await self._keep_history()
                 return new.version
 
+    async def take_up(self) -> bool:
+        """Reads the settings, which another node may have changed. Whether they are others now."""
+        async with self._turn:
+            before = self._stored.version
+            await self._look()
+            return self._stored.version != before
+
+    def is_behind(self, key_version: int) -> bool:
+        """Whether the key `settings` has been seen at a later version."""
+        return key_version > self._key_version
+
     async def history(self) -> list[Change]:
         """The last changes, newest first."""
         found = await self._state.list(f"{KEY}/")

@@ -17,7 +17,7 @@ import asyncio
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ from core.api.answers import SnapshotInfo
 from core.api.checks import Limits, check_name
 from core.cluster import Collection, CollectionId, aliases_of, find, named
 from core.cluster_changes import first_shards
-from core.errors import BadRequest, NoRoom, NotFound, Overloaded
+from core.errors import BadRequest, NoRoom, NotFound, NotSupported, Overloaded
 from core.replication.replica import Identity
 
 SNAPSHOTS = "snapshots"
@@ -56,14 +56,14 @@ class Snapshots:
         self,
         data: Path,
         catalogue: Catalogue,
-        shards_of: Callable[[CollectionId], Sequence[Shard]],
+        shards_of: Callable[[CollectionId], Mapping[int, Shard]],
         *,
         now_us: Callable[[], int],
         check_room: Callable[[int], None],
         limits: Callable[[], Limits],
         files: Files | None = None,
     ) -> None:
-        """`shards_of`: a collection's open shards, by number. `check_room(bytes)` raises NoRoom."""
+        """`shards_of`: a collection's shards that are open here. `check_room(bytes)` raises NoRoom."""
         self._data, self._catalogue, self._shards_of = data, catalogue, shards_of
         self._now_us, self._check_room, self._limits = now_us, check_room, limits
         self._files = files or Files()
@@ -161,9 +161,7 @@ class Snapshots:
         self, writer: ArchiveWriter, collection: Collection, only: int | None, part: Path
     ) -> SavedCollection:
         saved: list[SavedShard] = []
-        for number, shard in enumerate(self._shards_of(collection.id)):
-            if only is not None and number != only:
-                continue
+        for number, shard in self._wanted(collection, only):
             async with shard.frozen() as manifest:
                 prefix, scratch = f"{collection.id}-{number}", part.with_name(f"{part.name}-db")
                 one = await asyncio.to_thread(
@@ -172,6 +170,20 @@ class Snapshots:
             saved.append(one)
         aliases = tuple(aliases_of(self._catalogue.map, collection.id))
         return SavedCollection(collection, aliases, collection.params.shard_number, tuple(saved))
+
+    def _wanted(self, collection: Collection, only: int | None) -> Sequence[tuple[int, Shard]]:
+        """All shards, or the one; with other nodes, only if this one has a replica in sync of each."""
+        records = self._catalogue.view.shards[collection.id].shards
+        asked = [one for one in records if only is None or one.number == only]
+        away = [one for one in asked if self._catalogue.me not in one.in_sync]
+        if away:
+            where = ", ".join(f"shard {one.number} is on {', '.join(one.in_sync)}" for one in away)
+            raise NotSupported(
+                f"a snapshot of collection {collection.name!r} is made on a node that has all of its shards, "
+                f"but {where}; ask there, shard by shard"
+            )
+        there = self._shards_of(collection.id)
+        return [(one.number, there[one.number]) for one in asked]
 
     # -- bringing back
 

@@ -84,8 +84,8 @@ class StoreNode:
                 settings=_SETTINGS,
             )
 
-    def shards_of(self, collection: CollectionId) -> list[Shard]:
-        return [shard for key, shard in sorted(self.open.items()) if key[0] == collection]
+    def shards_of(self, collection: CollectionId) -> dict[int, Shard]:
+        return {number: shard for (id_, number), shard in self.open.items() if id_ == collection}
 
     # -- what tests do with it
 
@@ -95,7 +95,7 @@ class StoreNode:
     async def write(self, name: str, op_of: Callable[[bytes], Op], ids: list[int]) -> None:
         """One operation for each shard that has some of the ids, made from their keys."""
         shards = self.shards_of(self.collection(name).id)
-        for number, shard in enumerate(shards):
+        for number, shard in shards.items():
             mine = [id_key(i) for i in ids if shard_of(id_key(i), len(shards)) == number]
             if mine:
                 deadline_s = asyncio.get_running_loop().time() + 20
@@ -120,7 +120,7 @@ class StoreNode:
         """Everything there is, read from the files after a checkpoint."""
         collection = self.collection(name)
         found: Points = {}
-        for shard in self.shards_of(collection.id):
+        for shard in self.shards_of(collection.id).values():
             assert shard.damage is None
             await shard.checkpoint()
             db = connect_readonly(shard.folder / "points.db")
