@@ -170,8 +170,7 @@ class Search:
                 if not self._is_short(served, parsed):
                     return None
                 self._admit_search(served, parsed, request)
-                with served.look() as look:
-                    found = self._reads(look, request.deadline, ExitStack()).query(parsed)
+                found = _again(lambda: self._look_for(served, [parsed], request.deadline))[0]
             except ShoalError as error:
                 self._metrics.counter("shoal_search_errors_total", code=error.code).add()
                 raise
@@ -255,9 +254,9 @@ class Search:
 
     def _search_now(self, served: Served, waiting: list[_Waiting]) -> None:
         try:
-            with served.look() as look:
-                reads = self._reads(look, max(deadline for _, _, deadline in waiting), ExitStack())
-                answers = reads.query_batch([search for search, _, _ in waiting])
+            searches = [search for search, _, _ in waiting]
+            last = max(deadline for _, _, deadline in waiting)
+            answers = _again(lambda: self._look_for(served, searches, last))
         except Exception as problem:  # noqa: BLE001 - handed to the one whose search failed
             if len(waiting) == 1:
                 waiting[0][1].set_exception(problem)
@@ -267,6 +266,12 @@ class Search:
             return
         for (_, future, _), answer in zip(waiting, answers, strict=True):
             future.set_result(answer)
+
+    def _look_for(
+        self, served: Served, searches: list[api.Search], deadline: float
+    ) -> list[list[ScoredPoint]]:
+        with served.look() as look:
+            return self._reads(look, deadline, ExitStack()).query_batch(searches)
 
     # -- other reads
 
@@ -382,17 +387,11 @@ class Search:
                 look = stack.enter_context(served.look(self._serving.others, request.deadline))
                 return read(self._reads(look, request.deadline, stack))
 
-        def run() -> T:
-            for _ in range(LOOKS_MAX - 1):
-                with suppress(LookTooOld):
-                    return look_and_read()
-            return look_and_read()
-
         try:
             # It may wait for a thread for longer than its client does; in one it looks at the clock itself.
             async with asyncio.timeout_at(request.deadline):
                 threads = self._threads if served.is_here else self._waiting_threads
-                return await asyncio.get_running_loop().run_in_executor(threads, run)
+                return await asyncio.get_running_loop().run_in_executor(threads, _again, look_and_read)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the request's timeout passed before it was answered; give it more by ?timeout=seconds"
@@ -436,6 +435,14 @@ class Search:
                 self._histogram(request.parameters[0]).observe(time.perf_counter() - began)
 
         return timed
+
+
+def _again(read: Callable[[], T]) -> T:
+    """Begin a read anew, within bounds, that took so long that rows it needs were let go."""
+    for _ in range(LOOKS_MAX - 1):
+        with suppress(LookTooOld):
+            return read()
+    return read()
 
 
 def _is_count(text: str) -> bool:
