@@ -328,7 +328,7 @@ def test_head_of_what_is_not_there(rest: Rest) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"wait": "perhaps"}, {"ordering": "tidy"}, {"timeout": "0"}], ids=_short)
-def test_a_wrong_query_string_changes_nothing(rest: Rest, path: str, wrong: dict[str, str]) -> None:
+def test_a_wrong_query_string_changes_nothing(rest: Rest, path: str, wrong: dict[str, Any]) -> None:
     calls = [
         ("PUT", f"{path}/points", {"points": [{"id": 78, "vector": VECTOR}]}),
         ("POST", f"{path}/points/delete", {"points": [1]}),

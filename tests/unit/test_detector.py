@@ -23,13 +23,14 @@ def run(
 ) -> Verdict:
     """Look every 50 ms; pings of nodes that answer are answered at once."""
     now_s = from_s
-    while now_s < to_s:
+    while True:
         for ping in detector.due(now_s):
             if answers(ping.node, now_s):
                 detector.on_answer(ping.node, now_s, unheard(ping.node))
         verdict = detector.verdict(now_s)
         now_s += 0.05
-    return verdict
+        if now_s >= to_s:
+            return verdict
 
 
 def watching(nodes: Iterable[NodeId] = NODES) -> Detector:
