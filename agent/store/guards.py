@@ -15,6 +15,8 @@ _BACK = 1.1
 """Writes come back only when a tenth more than the mark is free, so that they do not flap."""
 _WRITE_AMPLIFICATION = 4
 """Log, vectors, points.db and its WAL: what a request may take on disk, by its body's size."""
+UNSEEN_MAX_BYTES = 16 << 20
+"""What writes may take on disk before the next look. The marks leave far more than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def memory_available() -> int:
 
 
 class Guards:
-    """Whether writes are let in. `look` is called twice a second and before each large write."""
+    """Whether writes are let in. `look` is called twice a second, and when they have taken much since."""
 
     def __init__(
         self, disk_low_bytes: Callable[[int], int], memory_low_bytes: int, look: Callable[[], Room]
@@ -58,11 +60,13 @@ class Guards:
         self._disk_low, self._memory_low, self._look = disk_low_bytes, memory_low_bytes, look
         self.disk_low = False
         self.memory_low = False
+        self._unseen_bytes = 0
         self.room = look()
         self.look()
 
     def look(self) -> None:
         self.room = room = self._look()
+        self._unseen_bytes = 0
         disk_mark, memory_mark = self._disk_low(room.disk_total), self._memory_low
         self.disk_low = room.disk_free < disk_mark * (_BACK if self.disk_low else 1)
         self.memory_low = room.memory_available < memory_mark * (_BACK if self.memory_low else 1)
@@ -74,15 +78,19 @@ class Guards:
 
     def admit(self, size_bytes: int) -> None:
         """Let a write of that size in. Raises NoRoom (507) or Overloaded (503)."""
-        self.look()
+        needed_bytes = size_bytes * _WRITE_AMPLIFICATION
+        # A look costs as much as a small write does: they only count what they take.
+        if self._unseen_bytes + needed_bytes > UNSEEN_MAX_BYTES:
+            self.look()
         remedy = "delete data or add room, writes come back by themselves"
-        self._check_disk(size_bytes * _WRITE_AMPLIFICATION, remedy, refuse=self.disk_low)
+        self._check_disk(self._unseen_bytes + needed_bytes, remedy, refuse=self.disk_low)
         if self.memory_low:
             raise Overloaded(
                 f"memory is low: {self.room.memory_available >> 20} MiB are available, "
                 f"writes need {self._memory_low >> 20} MiB left; retry later",
                 retry_after_s=2,
             )
+        self._unseen_bytes += needed_bytes
 
     def _check_disk(self, needed_bytes: int, remedy: str, *, refuse: bool = False) -> None:
         mark = self._disk_low(self.room.disk_total)
