@@ -73,7 +73,12 @@ class Node:
             return Reply(raw=b"not ready: shards are being opened", content_type=_TEXT, status=503)
         if node.flags & NodeFlag.STOPPING:
             return Reply(raw=b"not ready: stopping", content_type=_TEXT, status=503)
-        return Reply(raw=b"all shards are ready", content_type=_TEXT)
+        # Ready all the same: the other collections are served, and taking the node away heals nothing.
+        damaged = len(self._damaged())
+        if not damaged:
+            return Reply(raw=b"all shards are ready", content_type=_TEXT)
+        counted = "1 shard is" if damaged == 1 else f"{damaged} shards are"
+        return Reply(raw=f"ready, but {counted} damaged: see /issues".encode(), content_type=_TEXT)
 
     async def metrics(self, request: Request) -> Reply:
         parts = [self._page.metrics(place) for place in range(PROCESSES_MAX)]
@@ -97,20 +102,21 @@ class Node:
         return Reply(raw=self._description)
 
     async def issues(self, request: Request) -> Reply:
-        found = [
-            {
-                "id": f"shard/{c.name}/{s.number}",
-                "description": "damaged file, see the store's log",
-                "solution": "refactor",
-            }
-            for c in self._serving.collections()
-            for s in c.shards
-            if s.record().flags & ShardFlag.DAMAGED
-        ]
+        description = {"description": "damaged file, see the store's log", "solution": "refactor"}
+        found = [{"id": f"shard/{name}/{number}", **description} for name, number in self._damaged()]
         return Reply(msgspec.json.encode({"issues": found}))
 
     async def clear_issues(self, request: Request) -> Reply:
         return Reply(b"true")
+
+    def _damaged(self) -> list[tuple[str, int]]:
+        """Collection and number of each shard here that is refused."""
+        return [
+            (collection.name, shard.number)
+            for collection in self._serving.collections()
+            for shard in collection.shards
+            if shard.record().flags & ShardFlag.DAMAGED
+        ]
 
     def _gauges(self) -> dict[str, float]:
         """What is measured at the scrape: shards, processes, disk."""

@@ -50,7 +50,9 @@ def test_a_collection_with_a_damaged_shard_answers_nothing_until_it_is_restored(
 
     assert set(_reads(rest)) == {(500, "damaged")}
     assert rest.get("/collections/c").result["status"] == "red"
-    assert rest.get("/issues").result["issues"]
+    assert [issue["id"] for issue in rest.get("/issues").result["issues"]] == ["shard/c/0"]
+    assert rest.get("/readyz").status == 200
+    assert rest.get("/readyz").text == "ready, but 1 shard is damaged: see /issues"
     assert 'shoal_shard_damaged{collection="c",shard="0"} 1' in rest.get("/metrics").text
 
     # It holds up no change, of its own collection or of others.
@@ -63,3 +65,4 @@ def test_a_collection_with_a_damaged_shard_answers_nothing_until_it_is_restored(
     assert {status for status, _ in _reads(rest)} == {200}
     assert rest.post("/collections/c/points/count", {}).result == {"count": POINTS}
     assert rest.get("/collections/c").result["status"] != "red"
+    assert rest.get("/readyz").text == "all shards are ready"
