@@ -33,7 +33,11 @@ _PROCESSES_AT = 4096
 _NODE_AT = _PROCESSES_AT + PROCESSES_MAX * _PROCESS_BYTES
 _SHARDS_AT = _NODE_AT + 4096
 _METRICS_AT = _SHARDS_AT + SHARDS_MAX * _RECORD_BYTES
-PAGE_BYTES = _METRICS_AT + PROCESSES_MAX * METRICS_BYTES
+_ACKNOWLEDGED_AT = _METRICS_AT + PROCESSES_MAX * METRICS_BYTES
+_ACKNOWLEDGED_BYTES = 32
+ACKNOWLEDGED_MAX = 4096
+"""Shards, here or elsewhere, of which the page says how far writes were acknowledged."""
+PAGE_BYTES = _ACKNOWLEDGED_AT + (1 + ACKNOWLEDGED_MAX) * _ACKNOWLEDGED_BYTES
 
 MAIN, STORE, BUILDER, FIRST_FRONT = 0, 1, 2, 3
 """Which place a process has in the page."""
@@ -92,6 +96,8 @@ class ProcessRecord(NamedTuple):
 _SHARD = struct.Struct("<13Q")
 _NODE = struct.Struct("<4Q")
 _PROCESS = struct.Struct("<2Q")
+_ACKNOWLEDGED = struct.Struct("<3Q")
+_COUNT = struct.Struct("<Q")
 _OLDEST_READ = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 _READ_TRIES = 10_000
@@ -130,6 +136,22 @@ class Page:
 
     def node(self) -> NodeRecord:
         return NodeRecord._make(_NODE.unpack(self._read(_NODE_AT, _NODE.size)))
+
+    def write_acknowledged(self, place: int, key_and_seq: tuple[int, int, int]) -> None:
+        """See acknowledged.py."""
+        self._write(_ACKNOWLEDGED_AT + (1 + place) * _ACKNOWLEDGED_BYTES, _ACKNOWLEDGED.pack(*key_and_seq))
+
+    def acknowledged(self, place: int) -> tuple[int, int, int]:
+        at = _ACKNOWLEDGED_AT + (1 + place) * _ACKNOWLEDGED_BYTES
+        collection, shard, seq = _ACKNOWLEDGED.unpack(self._read(at, _ACKNOWLEDGED.size))
+        return collection, shard, seq
+
+    def write_acknowledged_count(self, count: int) -> None:
+        self._write(_ACKNOWLEDGED_AT, _COUNT.pack(count))
+
+    def acknowledged_count(self) -> int:
+        (count,) = _COUNT.unpack(self._read(_ACKNOWLEDGED_AT, _COUNT.size))
+        return int(count)
 
     def tick(self, place: int) -> None:
         """Say that this process's loop runs."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from agent.front.access import Role
-from agent.front.routes import ORDERINGS, Handler, Reply, Request, Route, check_choice, flag
+from agent.front.routes import Handler, Reply, Request, Route, check_choice, flag
 from agent.front.serving import Serving
 from agent.link import Client
+from core.consistency import ORDERINGS
 
 
 class Collections:

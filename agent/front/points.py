@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 from agent.front.access import Role
-from agent.front.routes import ORDERINGS, Handler, Reply, Request, Route, check_choice, flag
+from agent.front.routes import Handler, Reply, Request, Route, flag, served_with
 from agent.front.serving import Serving
 from agent.link import Client
 from agent.metrics import Metrics
+from core.consistency import write_level
 from core.errors import BadRequest
 
-_CONSISTENCIES = ("eventual", "quorum", "strong")
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 
 
@@ -39,21 +39,22 @@ class Points:
         async def write(request: Request) -> Reply:
             began = time.perf_counter()
             name = request.parameters[0]
+            asked = request.query.get("ordering"), request.query.get("consistency")
+            level = write_level(*asked)
             header = {
                 "collection": name,
                 "kind": kind,
                 "wait": flag(request.query, "wait"),
                 "idempotency_key": _idempotency_key(request),
+                "consistency": level.value,
             }
-            check_choice(request.query, "ordering", ORDERINGS)
-            check_choice(request.query, "consistency", _CONSISTENCIES)
             _, result = await self._link.call(
                 "points.write", header, request.body, timeout_s=request.left_s()
             )
             self._metrics.histogram("shoal_write_seconds", collection=self._serving.label(name)).observe(
                 time.perf_counter() - began
             )
-            return Reply(result)
+            return Reply(result, headers=None if asked == (None, None) else served_with(level))
 
         return write
 

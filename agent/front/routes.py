@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, unquote
 
 from agent.front.access import Role
 from core.errors import BadRequest, DeadlineExceeded, NotFound, ShoalError
+from core.replication.effects import Consistency
 
 
 @dataclass(slots=True)
@@ -172,5 +173,6 @@ def check_choice(query: Mapping[str, str], name: str, allowed: tuple[str, ...]) 
         raise BadRequest(f"query parameter {name}: expected {', '.join(allowed)}, got {found[:40]!r}")
 
 
-ORDERINGS = ("weak", "medium", "strong")
-"""Accepted with every write; one copy has but one order."""
+def served_with(level: Consistency) -> dict[str, str]:
+    """The header of an answer to who asked for a consistency."""
+    return {"X-Shoal-Consistency-Served": level.value}

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
+from agent.acknowledged import Acknowledged
 from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
 from agent.store.network import Network
@@ -31,16 +32,21 @@ _encode_outcome = msgspec.msgpack.Encoder().encode
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One entry of a client's request, and what its acknowledgement shall mean."""
+class Asked(NamedTuple):
+    """What the acknowledgements of a client's request shall mean, and by what a repetition is known."""
 
-    op: Op
-    until: Until
+    until: Until = "applied"
     consistency: Consistency = Consistency.QUORUM
     request_id: bytes = b""
-    number: int = 0
     body_hash: bytes = b""
+
+
+class Write(NamedTuple):
+    """One entry of a client's request, the `number`th."""
+
+    op: Op
+    asked: Asked
+    number: int = 0
     schema: int = 0
 
 
@@ -48,6 +54,8 @@ class Done(NamedTuple):
     outcome: Outcome
     seq: int
     """How far the primary had applied then."""
+    covers: int
+    """Who has applied up to this seq has this write, too."""
 
 
 class _Forwarded(msgspec.Struct, frozen=True):
@@ -71,10 +79,15 @@ class Host:
 
 
 class Forwarding:
-    """`write` an operation to a shard, wherever its primary is. `network` None: this node is alone."""
+    """`write` an operation to a shard, wherever its primary is. `network` None: this node is alone.
 
-    def __init__(self, host: Host, network: Network | None, metrics: Metrics) -> None:
-        self._host, self._network = host, network
+    What is `acknowledged` the fronts see in the page: their eventual reads wait for it.
+    """
+
+    def __init__(
+        self, host: Host, network: Network | None, metrics: Metrics, acknowledged: Acknowledged
+    ) -> None:
+        self._host, self._network, self._acknowledged = host, network, acknowledged
         self._retries = metrics.counter("shoal_write_retries_total")
         self._forwarded = metrics.counter("shoal_writes_forwarded_total")
 
@@ -82,12 +95,14 @@ class Forwarding:
         """Raises what the primary refuses, Unavailable or DeadlineExceeded if none was found in time."""
         if self._network is None:
             return await self._here(collection, shard, write, deadline_s)
-        if not write.request_id:
-            write = replace(write, request_id=secrets.token_bytes(ID_BYTES))
+        if not write.asked.request_id:
+            write = write._replace(asked=write.asked._replace(request_id=secrets.token_bytes(ID_BYTES)))
         pause_s = PAUSE_S_MIN
         while True:
             try:
-                return await self._try(self._network, collection, shard, write, deadline_s)
+                done = await self._try(self._network, collection, shard, write, deadline_s)
+                self._acknowledged.note(collection, shard, done.covers)
+                return done
             except (StaleTerm, NotPrimary, Unavailable) as problem:
                 left_s = deadline_s - asyncio.get_running_loop().time()
                 if left_s <= pause_s:
@@ -115,11 +130,11 @@ class Forwarding:
         told = _Forwarded(
             collection,
             shard,
-            write.until,
-            write.consistency,
-            write.request_id,
+            write.asked.until,
+            write.asked.consistency,
+            write.asked.request_id,
             write.number,
-            write.body_hash,
+            write.asked.body_hash,
             write.schema,
         )
         left_s = deadline_s - asyncio.get_running_loop().time()
@@ -129,23 +144,27 @@ class Forwarding:
             encode_op(write.op),
             timeout_s=left_s,
         )
-        return Done(_decode_outcome(body), int(header["seq"]))
+        return Done(_decode_outcome(body), int(header["seq"]), int(header["covers"]))
 
     async def _here(self, collection: CollectionId, shard: int, write: Write, deadline_s: float) -> Done:
         replica = self._host.local(collection, shard)
         if replica is None:
             raise NotPrimary(f"this node has no replica of shard {shard} of collection {collection}")
+        asked = write.asked
         outcome = await replica.write(
             write.op,
             deadline_s=deadline_s,
-            until=write.until,
-            consistency=write.consistency,
-            request_id=write.request_id,
+            until=asked.until,
+            consistency=asked.consistency,
+            request_id=asked.request_id,
             number=write.number,
-            body_hash=write.body_hash,
+            body_hash=asked.body_hash,
             schema=write.schema,
         )
-        return Done(outcome, replica.applied_seq)
+        seq = covers = replica.applied_seq
+        if asked.until != "applied" and (logged := replica.replica) is not None:
+            covers = logged.log.last.seq
+        return Done(outcome, seq, covers)
 
     # -- for other nodes
 
@@ -159,17 +178,10 @@ class Forwarding:
         if known is None or known.schema_version < told.schema:
             # Checked there against a schema that this node has not seen yet.
             await self._host.take_up([shards_key(collection)])
-        write = Write(
-            decode_op(body),
-            told.until,
-            told.consistency,
-            told.request_id,
-            told.number,
-            told.body_hash,
-            told.schema,
-        )
+        asked = Asked(told.until, told.consistency, told.request_id, told.body_hash)
+        write = Write(decode_op(body), asked, told.number, told.schema)
         done = await self._here(collection, told.shard, write, deadline)
-        return {"seq": done.seq}, _encode_outcome(done.outcome)
+        return {"seq": done.seq, "covers": done.covers}, _encode_outcome(done.outcome)
 
 
 def _record(view: ClusterView, collection: CollectionId, shard: int) -> cluster.Shard:

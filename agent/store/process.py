@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from agent.acknowledged import Acknowledged
 from agent.child import SOCKET, Spec, die_with_parent
 from agent.link import Answer, Handler, Header, Server
 from agent.metrics import Metrics
@@ -74,6 +75,7 @@ class Store:
         self._spec, self._page, self._log = spec, page, log
         self._metrics = Metrics(page.metrics(spec.place))
         self._places = ShardPlaces(page)
+        self._acknowledged = Acknowledged(page)
         agent = spec.config.agent
         self._guards = Guards(
             agent.disk_low_water.of,
@@ -184,7 +186,7 @@ class Store:
 
     def _forwarding(self, catalogue: Catalogue) -> Forwarding:
         host = Host(view=lambda: catalogue.view, local=self._shards.get, take_up=catalogue.take_up)
-        return Forwarding(host, self._network, self._metrics)
+        return Forwarding(host, self._network, self._metrics, self._acknowledged)
 
     def _know_others(self, catalogue: Catalogue) -> _Others | None:
         """Before the first shard is opened: replicas are born knowing the node that they are on."""

@@ -13,7 +13,7 @@ import msgspec
 from agent.link import Answer, Handler, Header
 from agent.metrics import Metrics
 from agent.rates import Bucket
-from agent.store.forwarding import Forwarding, Write
+from agent.store.forwarding import Asked, Forwarding, Write
 from agent.store.guards import Guards
 from agent.store.parsers import Parsers
 from agent.store.parsing import Prepared, Target
@@ -101,29 +101,23 @@ class Writes:
         self._check_strict(collection, prepared)
         request_id, body_hash = _identity(header["idempotency_key"], body)
         until: Until = "applied" if header["wait"] else "persisted"
+        asked = Asked(until, Consistency(header["consistency"]), request_id, body_hash)
         number, results = 0, []
         for operation in prepared:
-            seq = await self._perform(collection, operation, request_id, body_hash, number, until, deadline)
+            seq = await self._perform(collection, operation, asked, number, deadline)
             number += sum(len(entries) for entries in operation.entries.values())
             results.append(_Result(seq, "completed" if header["wait"] else "acknowledged"))
         return msgspec.json.encode(results if kind == "batch" else results[0])
 
     async def _perform(
-        self,
-        collection: Open,
-        operation: Prepared,
-        request_id: bytes,
-        body_hash: bytes,
-        number: int,
-        until: Until,
-        deadline: float,
+        self, collection: Open, operation: Prepared, asked: Asked, number: int, deadline: float
     ) -> int:
         """Hand the entries to their shards, all at once, and wait. Returns the highest seq."""
         calls = []
         schema = collection.info.schema_version
         for shard, ops in operation.entries.items():
             for op in ops:
-                write = Write(op, until, Consistency.QUORUM, request_id, number, body_hash, schema)
+                write = Write(op, asked, number, schema)
                 calls.append(self._forwarding.write(collection.info.id, shard, write, deadline))
                 number += 1
         # A cancelled waiter gives up the answer, never the write: the shards own that.
