@@ -109,6 +109,7 @@ class DrivenReplica:
         self.is_installing = False
         self._around = around
         self._askers: list[_Asker] = []
+        self._was_open = self.replica is not None
         self._tokens = itertools.count(1)
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._to_read: deque[SendEntries] = deque()
@@ -127,6 +128,10 @@ class DrivenReplica:
         self._do(lambda replica: replica.on_message(message, now_s))
 
     def tick(self, now_s: float) -> None:
+        if (is_open := self.replica is not None) != self._was_open:
+            self._was_open = is_open
+            if is_open and self.configuration is not None:  # there was no room to open it before
+                self.take(self.configuration, self.shard_count)
         self._do(lambda replica: replica.tick(now_s))
 
     async def ask(self, asked: Asked, deadline_s: float) -> CommandAnswer | HasPersisted:

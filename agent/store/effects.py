@@ -131,22 +131,24 @@ class Effects:
 
     def _go_on(self) -> None:
         self._is_busy = True
-        while self._queue:
-            effect = self._queue.popleft()
-            hold = self._hold.get(type(effect))
-            if hold is not None:
-                self._settled.clear()
-                self._holding = asyncio.create_task(self._held(hold, effect))
-                return
-            self._perform[type(effect)](effect)
-        self._is_busy = False
+        try:
+            while self._queue:
+                effect = self._queue.popleft()
+                hold = self._hold.get(type(effect))
+                if hold is not None:
+                    self._settled.clear()
+                    self._holding = asyncio.create_task(self._held(hold, effect))
+                    return
+                self._perform[type(effect)](effect)
+        finally:
+            self._is_busy = self._holding is not None
         self._settled.set()
 
     async def _held(self, hold: Callable[[Any], Awaitable[None]], effect: Effect) -> None:
         try:
             await hold(effect)
+            self._holding = None
+            self._go_on()
         except Exception as error:  # noqa: BLE001 - whatever it was: nothing may rest on what is not durable
+            self.end()
             self._failed(error)
-            return
-        self._holding = None
-        self._go_on()

@@ -147,7 +147,9 @@ def entry_at(data: bytes | mmap, offset: int, seq: int | None) -> tuple[Entry | 
     if crc != entry_crc(data[offset : offset + ENTRY.size], op):
         return None, 0
     if request_id == _NO_ID:
-        request_id = body_hash = b""
+        request_id = b""
+    if body_hash == _NO_ID:  # a router's own request ids have none
+        body_hash = b""
     return (
         Entry(term, found_seq, time_us, op, request_id, number, body_hash, schema),
         ENTRY.size + padded(length),

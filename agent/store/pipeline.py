@@ -143,6 +143,8 @@ class Pipeline:
             await self._changed.wait()
 
     def _is_at_work(self) -> bool:
+        if self._effects.is_held:  # a promise is being made; if there is no room for it, that can take long
+            return False
         replica = self._replica
         is_logging = replica.persisted_seq < replica.log.last.seq
         return bool(self._pending or self._to_log or is_logging or replica.applied_seq < self._apply_to)

@@ -22,7 +22,7 @@ from agent.store.shard import Shard
 from agent.store.snapshot_receiving import SnapshotReceiving, remove_leftovers
 from agent.store.snapshot_sending import SnapshotSending
 from core.cluster import ClusterView, CollectionId
-from core.errors import BadRequest, Unavailable
+from core.errors import BadRequest, Damaged, Unavailable
 from core.peer_wire import SHARD
 from core.replication.effects import OfferSnapshot
 from core.replication.messages import (
@@ -134,7 +134,7 @@ class Replicas:
                 lags = {to.node: lag for to, lag in replica.lags().items()}
                 shards.append([collection, number, replica.term, replica.log.last.seq, lags])
             named = driven.configuration is not None and self.node in driven.configuration.replicas
-            if named and driven.shard.damage is not None:
+            if named and isinstance(driven.shard.refusal, Damaged):
                 lost.append([collection, number, 0])
             elif named and replica is not None and not driven.is_named():
                 lost.append([collection, number, replica.me.incarnation])

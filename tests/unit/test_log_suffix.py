@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from agent.store.files import Files
 from agent.store.log import LogOwner, LogWriter, list_files
 from agent.store.log_reading import read_log
 from agent.store.log_suffix import LogRange, cut_suffix
@@ -99,6 +101,13 @@ def test_entries_are_read_back_from_anywhere(writer: LogWriter, tmp_path: Path) 
     assert log.read(11, 12, 1 << 20) == []
 
 
+def test_a_request_without_a_hash_of_its_body_is_read_back_as_one(writer: LogWriter, tmp_path: Path) -> None:
+    request = Entry(1, 11, 110, b"op", request_id=b"drawn by a route", number=2)
+    writer.append([request])
+    writer.sync()
+    assert LogRange(tmp_path).read(11, 11, 1 << 20) == [request]
+
+
 def test_what_was_read_before_a_cut_is_not_read_after_it(writer: LogWriter, tmp_path: Path) -> None:
     log = LogRange(tmp_path)
     assert log.read(5, 7, 1 << 20) == [entry(seq) for seq in (5, 6, 7)]
@@ -107,3 +116,57 @@ def test_what_was_read_before_a_cut_is_not_read_after_it(writer: LogWriter, tmp_
     writer.sync()
     assert [e.term for e in log.read(6, 8, 1 << 20)] == [2, 2, 2]
     assert log.read(8, 8, 1 << 20) == [entry(8, 2)]
+
+
+class EndingFiles(Files):
+    """The process ends at the n-th call: that one and all later ones do nothing."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, "the process has ended")
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        self._count()
+        super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self._count()
+        super().sync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
+
+    def unlink(self, path: Path) -> None:
+        self._count()
+        super().unlink(path)
+
+
+@pytest.mark.parametrize("after", [0, 2, 4, 5, 8])
+def test_a_crash_while_the_end_is_cut_off_leaves_a_whole_log_that_ends_not_before_it(
+    writer: LogWriter, tmp_path: Path, after: int
+) -> None:
+    ends: set[int] = set()
+    for at in range(100):
+        copy = tmp_path / f"copy{at}"
+        copy.mkdir()
+        for path in list_files(tmp_path):
+            (copy / path.name).write_bytes(path.read_bytes())
+        log = read_log(copy, OWNER)
+        assert log.newest is not None
+        files = EndingFiles(at)
+        cut = LogWriter(copy, OWNER, files)
+        cut.continue_file(log.newest, log.end, log.last)
+        with suppress(Unavailable):
+            cut_suffix(cut, after)
+        cut.close()
+        ends.add(len(found(copy)))
+        assert found(copy) == [(1, seq) for seq in range(1, len(found(copy)) + 1)]
+        if files.left >= 0:
+            break
+    assert min(ends) == after
+    assert max(ends) == 10

@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.page import ShardFlag
 from agent.store.identity import read_identity
 from core.cluster import NodeId
 from core.errors import DeadlineExceeded, Unavailable
 from core.replication.effects import Consistency, StaleTerm
 from core.replication.messages import Delete, Deleted, Promise, Refused, ReplicaId
+from core.replication.reconfigure import with_learner
 from core.wire import Outcome
 from tests.storing.contents import SCHEMA, upsert
 from tests.storing.failing import FailingFiles
@@ -135,6 +137,30 @@ async def test_a_replica_that_is_far_behind_gets_a_snapshot(folder: Path) -> Non
         await level(cluster)
         left = [path.name for path in cluster["n3"].folder.parent.iterdir()]
         assert left == ["7-0"]
+
+
+async def test_a_shard_of_one_replica_gets_two_more(folder: Path) -> None:
+    async with replica_cluster(folder, log_bytes_kept=1_000) as cluster:
+        await cluster.begin(["n1"])
+        for tag in range(30):
+            await write(cluster["n1"], upsert(range(tag, tag + 5), tag))
+        await cluster["n1"].open_shard.checkpoint()
+        await cluster["n1"].stop()
+        await cluster["n1"].start()
+        assert len(cluster["n1"].points()) == 34, "alone it has committed all that its log holds"
+        record = cluster.configuration
+        for name in ("n2", "n3"):
+            await cluster[name].make(record.history)
+            record = with_learner(record, NodeId(name), cluster[name].incarnation)
+        cluster.configuration = record
+        for name in ("n2", "n3"):
+            await cluster[name].start()
+        cluster["n1"].learn()
+        await level(cluster)
+        assert await cluster.reconfigure("n1", ALL) is None
+        await write(cluster["n1"], upsert([99], 1), consistency=Consistency.STRONG)
+        await level(cluster)
+        assert all(node.record.flags & ShardFlag.IN_SYNC for node in cluster.running)
 
 
 async def test_every_replica_can_restart_and_the_primary_goes_on_by_what_the_map_says(
