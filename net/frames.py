@@ -165,6 +165,8 @@ class Caller:
                     return await answer
                 finally:
                     connection.waiting.pop(number, None)
+                    if answer.done() and not answer.cancelled():
+                        answer.exception()  # it may have come in the turn in which the time was up
         except TimeoutError:
             raise DeadlineExceeded(f"no answer to {kind} within {timeout_s:g} s") from None
         except OSError as problem:

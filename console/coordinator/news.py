@@ -30,7 +30,8 @@ class News:
         self._ports, self._stores, self._begin = ports, stores, begin
         self._leader_term = leader_term
         self._untold: set[str] = set()
-        self._known_s: dict[ShardId, float] = {}
+        self._known: dict[ShardId, tuple[int, float]] = {}
+        """In which term the primary was last known to know that it is one, and when."""
         self._looked_s = 0.0
         self.map: ClusterMap | None = None
 
@@ -52,7 +53,7 @@ class News:
             for shard in key.value.shards if key.value is not None else ():
                 shard_id = (key.collection, shard.number)
                 if shard.pending or shard.primary in dead or shard_id in busy:
-                    self._known_s.pop(shard_id, None)
+                    self._known.pop(shard_id, None)
                 elif self._is_unaware(shard_id, shard, now_s):
                     self._ports.log.info("shard.reminded", shard=key.key, number=shard.number)
                     self.announce(key, shard.number, activation(shard, self._leader_term))
@@ -62,13 +63,16 @@ class News:
         if told is None or told.leads is None:
             return False
         leads = told.leads.get(shard_id)
-        known_s = self._known_s.setdefault(shard_id, now_s)
         if leads is not None and leads.term == shard.term:
-            self._known_s[shard_id] = told.at_s
+            self._known[shard_id] = (shard.term, told.at_s)
             return False
-        if told.at_s < known_s + UNHEARD_OF_S:
+        term, since_s = self._known.get(shard_id, (0, 0.0))
+        if term != shard.term:
+            self._known[shard_id] = (shard.term, now_s)
             return False
-        self._known_s[shard_id] = now_s
+        if told.at_s < since_s + UNHEARD_OF_S:
+            return False
+        self._known[shard_id] = (shard.term, now_s)
         return True
 
     async def _activate(self, key: ShardsKey, number: int, activate: Activate) -> None:
