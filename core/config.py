@@ -80,6 +80,9 @@ class ClusterConfig:
     nodes: tuple[NodeConfig, ...]
     agent: AgentConfig
     state: str = "voters"
+    """Where the truth is kept: on the nodes that vote, or etcd://host:port,…"""
+    etcd_user: str | None = None
+    etcd_password_file: str | None = None
     api_key_file: str | None = None
     read_only_api_key_file: str | None = None
     admin_key_file: str | None = None

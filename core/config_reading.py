@@ -21,6 +21,8 @@ _CLUSTER: dict[str, Reader] = {
     "name": values.name,
     "data_dir": values.path,
     "state": values.state,
+    "etcd_user": values.name,
+    "etcd_password_file": values.path,
     "api_key_file": values.path,
     "read_only_api_key_file": values.path,
     "admin_key_file": values.path,

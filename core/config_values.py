@@ -62,9 +62,10 @@ def state(value: object) -> str:
     """Where the cluster's truth is kept."""
     if value == "voters":
         return "voters"
-    if isinstance(value, str) and value.startswith("etcd://"):
-        raise ValueError('"voters": state in etcd is not in this version')
-    raise ValueError('"voters"')
+    scheme, found, hosts = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if found and scheme in ("etcd", "etcds") and all(map(_split, hosts.split(","))):
+        return f"{scheme}://{hosts}"
+    raise ValueError('"voters", or "etcd://host:port" (several after commas; etcds:// for TLS)')
 
 
 def address(value: object) -> str:

@@ -23,6 +23,7 @@ from agent.store.files import Files
 from agent.store.founding import Founding, FoundingPorts
 from agent.store.network import Network
 from agent.store.node_identity import NODE_JSON, NodeIdentity, read_identity, write_identity
+from agent.store.state.etcd import EtcdState
 from agent.store.state.port import StateStore, Versioned
 from agent.store.state.quorum import QuorumState
 from agent.store.state.remote import RegisterCalls, RemoteVoter
@@ -39,12 +40,22 @@ ACCEPTOR = "acceptor"
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A node that belongs to a cluster, and the way to its truth. `healed`: damage that was repaired."""
+    """A node that belongs to a cluster, and the way to its truth. `healed`: damage that was repaired.
+
+    Where the truth is on voters this node has an acceptor; where it is in etcd, a connection to that.
+    """
 
     identity: NodeIdentity
     state: StateStore
-    acceptor: Acceptor
+    acceptor: Acceptor | None
     healed: tuple[str, ...]
+    etcd: EtcdState | None = None
+
+    async def close(self) -> None:
+        if self.acceptor is not None:
+            await self.acceptor.close()
+        if self.etcd is not None:
+            await self.etcd.__aexit__()
 
 
 async def begin(folder: Path, node: NodeConfig, *, now_us: int, files: Files | None = None) -> Begun:

@@ -139,10 +139,11 @@ class Founding:
                 return f"for {node} to keep the cluster's uuid: {problem}"
         state = self._ports.state_of(identity.voters)
         voters = encode_voters(VoterSet(1, frozenset(identity.voters)))
+        first = first_map(identity.cluster, self._ports.config, self._ports.me.id, self._ports.now_us())
         try:
             # A conflict means that an earlier try has written it.
             await state.compare_and_set("voters", 0, voters)
-            await state.compare_and_set("map", 0, to_json(self._first_map(identity.cluster)))
+            await state.compare_and_set("map", 0, to_json(first))
         except ShoalError as problem:
             return f"for a majority of the voters: {problem}"
         return await self._see_begun(identity)
@@ -176,7 +177,7 @@ class Founding:
                 "was lost. Take it out of the voters first, then start it again"
             )
         if not told.member:
-            knock = {"node": msgspec.to_builtins(_as_node(self._ports.me))}
+            knock = {"node": msgspec.to_builtins(as_node(self._ports.me))}
             with suppress(ShoalError):  # asked again below, and told why
                 await self._ports.peers.caller(node).call("node.knock", knock, timeout_s=2 * ASK_S)
             told = (await self._ask_all()).get(node, told)
@@ -204,14 +205,6 @@ class Founding:
 
     def _founder(self, voters: tuple[str, ...]) -> str:
         return min(voters)
-
-    def _first_map(self, cluster: str) -> ClusterMap:
-        """All nodes of the file are members from the beginning."""
-        first = ClusterMap(cluster=cluster)
-        for node in self._ports.config.nodes:
-            first = add_node(first, _as_node(node))
-        event = Event(self._ports.now_us(), "cluster.begun", subject=self._ports.me.id)
-        return stamped(ClusterMap(cluster=cluster), first, event)
 
     async def _keep(self, identity: NodeIdentity) -> None:
         async with self._writing:
@@ -251,7 +244,16 @@ class Founding:
         return {}, b""
 
 
-def _as_node(node: NodeConfig) -> Node:
+def first_map(cluster: str, config: ClusterConfig, founder: str, now_us: int) -> ClusterMap:
+    """All nodes of the file are members from the beginning."""
+    first = ClusterMap(cluster=cluster)
+    for node in config.nodes:
+        first = add_node(first, as_node(node))
+    event = Event(now_us, "cluster.begun", subject=founder)
+    return stamped(ClusterMap(cluster=cluster), first, event)
+
+
+def as_node(node: NodeConfig) -> Node:
     return Node(
         id=NodeId(node.id),
         number=0,

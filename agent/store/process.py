@@ -19,6 +19,7 @@ from agent.link import Answer, Handler, Header, Server
 from agent.metrics import Metrics
 from agent.page import NodeFlag, Page, ShardPlaces
 from agent.store.beginning import Begun, begin, begin_among
+from agent.store.beginning_in_etcd import begin_in_etcd
 from agent.store.builds import Builds
 from agent.store.catalogue import Catalogue
 from agent.store.changes import Changes
@@ -146,7 +147,7 @@ class Store:
             await catalogue.close()
             await self._shards.close()
             await self._parsers.close()
-            await begun.acceptor.close()
+            await begun.close()
             ticking.cancel()
         os.close(lock)
 
@@ -182,7 +183,8 @@ class Store:
             return await begin(Path("."), self._spec.node, now_us=now_us())
         await self._network.start()
         config, node = self._spec.config, self._spec.node
-        return await begin_among(Path("."), config, node, self._network, now_us=now_us, log=self._log)
+        begin_there = begin_among if config.state == "voters" else begin_in_etcd
+        return await begin_there(Path("."), config, node, self._network, now_us=now_us, log=self._log)
 
     def _forwarding(self, catalogue: Catalogue) -> Forwarding:
         host = Host(view=lambda: catalogue.view, local=self._shards.get, take_up=catalogue.take_up)

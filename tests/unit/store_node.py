@@ -166,4 +166,4 @@ async def store_node(data: Path) -> AsyncIterator[StoreNode]:
             await node.snapshots.close()
             await node.catalogue.close()
             await asyncio.gather(*(shard.close() for shard in node.open.values()))
-            await begun.acceptor.close()
+            await begun.close()

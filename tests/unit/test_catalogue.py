@@ -88,7 +88,7 @@ class Node:
 
     async def stop(self) -> None:
         await self.catalogue.close()
-        await self.begun.acceptor.close()
+        await self.begun.close()
 
     def folders(self) -> list[str]:
         return sorted(path.name for path in (self.data / SHARDS).iterdir())
