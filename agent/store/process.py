@@ -31,6 +31,7 @@ from agent.store.network import Network
 from agent.store.node_identity import lock_folder
 from agent.store.open_shards import OpenShards
 from agent.store.parsers import Parsers
+from agent.store.replica_reading import ReplicaReading
 from agent.store.replicas import Replicas
 from agent.store.searched import Searched
 from agent.store.settings import SettingsStore
@@ -42,7 +43,7 @@ from agent.store.state_calls import StateCalls
 from agent.store.writes import Writes
 from core.api.checks import Limits
 from core.build_plan import BuildRules
-from core.cluster import ClusterView, to_json
+from core.cluster import ClusterView, CollectionId, shards_key, to_json
 from net.logs import Log
 from net.trust import is_networked
 
@@ -117,7 +118,7 @@ class Store:
             snapshots = self._make_snapshots(catalogue)
             snapshot_calls = SnapshotCalls(snapshots, self._log)
             builds = Builds(self._shards.all, self._log, self._metrics, self._rules)
-            server = Server(self._handlers(catalogue, snapshot_calls, builds), self._log)
+            server = Server(self._handlers(catalogue, snapshot_calls, builds, others), self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
             await server.start(SOCKET)
@@ -152,7 +153,7 @@ class Store:
         os.close(lock)
 
     def _handlers(
-        self, catalogue: Catalogue, snapshots: SnapshotCalls, builds: Builds
+        self, catalogue: Catalogue, snapshots: SnapshotCalls, builds: Builds, others: _Others | None
     ) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
@@ -163,7 +164,20 @@ class Store:
             **snapshots.handlers(),
             **builds.handlers(),
             **SettingsCalls(self._settings, self._settings_changed).handlers(),
+            **self._reading(catalogue, others),
         }
+
+    @staticmethod
+    def _reading(catalogue: Catalogue, others: _Others | None) -> Mapping[str, Handler]:
+        """Where fronts may make reads that must see all that was acknowledged. Alone: everywhere."""
+        if others is None:
+            return {}
+
+        async def take_up(collection: CollectionId) -> None:
+            await catalogue.take_up([shards_key(collection)])
+
+        links = others.network.peers
+        return ReplicaReading(others.replicas, links, lambda: catalogue.view, take_up).handlers()
 
     def _make_snapshots(self, catalogue: Catalogue) -> Snapshots:
         return Snapshots(
