@@ -40,6 +40,8 @@ RETRY_S = 1.0
 """How soon a batch is tried again for which there was no room."""
 SCHEMA_RETRY_S = 0.05
 FOLLOWER_PART = 4
+SNAPSHOT_FACTOR = 16
+"""So much more of the log is kept while a snapshot is on its way: else it would be too old on arrival."""
 MEMORY_BYTES_MAX = 64 << 20
 """Of entries that are not applied yet; beyond it they are read from the log again."""
 MEMORY_BYTES_KEPT = 8 << 20
@@ -92,6 +94,8 @@ class Pipeline:
         self.counts = Counts()
         self.bytes_written = 0
         self.log_bytes_kept = 0
+        self.keep_after: int | None = None
+        """A snapshot that ends with this entry is on its way to a replica, which will need what follows."""
         self.memory = RecentEntries(MEMORY_BYTES_MAX)
         self.log_range = LogRange(writer.folder)
         self._effects = Effects(self._performed(), self._held(), self._hold_failed)
@@ -192,7 +196,13 @@ class Pipeline:
         while low < high:  # the first seq after which there are so few bytes
             middle = (low + high) // 2
             low, high = (low, middle) if log.bytes_after(middle) <= bytes_max else (middle + 1, high)
-        return max(low, slowest) if lags else low
+        needed = max(low, slowest) if lags else low
+        if (
+            self.keep_after is None
+            or log.bytes_after(self.keep_after) > SNAPSHOT_FACTOR * self.log_bytes_kept
+        ):
+            return needed
+        return min(needed, self.keep_after)
 
     async def settled(self) -> None:
         """Return when all that the replica has asked for so far is under way, its identity on disk."""

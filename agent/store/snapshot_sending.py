@@ -15,6 +15,7 @@ import msgspec
 
 from agent.store.archive import ArchiveWriter, SavedShard, Table
 from agent.store.driven_replica import DrivenReplica
+from agent.store.pipeline import Pipeline
 from agent.store.replica_sending import Key, Links
 from agent.store.shard_copy import save_shard
 from core.errors import ShoalError, Unavailable
@@ -42,7 +43,13 @@ class Made:
     position: Position
     saved: SavedShard
     schema: int
+    pipeline: Pipeline
+    """Keeps the log that follows."""
     used_s: float
+
+    def remove(self) -> None:
+        self.pipeline.keep_after = None
+        self.path.unlink(missing_ok=True)
 
 
 class SnapshotSending:
@@ -136,14 +143,18 @@ class SnapshotSending:
                     raise Unavailable("the replica was closed while its snapshot was made")
                 # No checkpoint meanwhile, so the log reaches back to it.
                 position = replica.log.position_at(saved.applied)
+                shard.pipeline.keep_after = position.seq
             table = Table("shard", "", 0, ())
             size_bytes, digest = await asyncio.to_thread(writer.finish, table)
         except BaseException:
+            shard.pipeline.keep_after = None
             path.unlink(missing_ok=True)
             raise
         finally:
             writer.close()
-        return Made(path, digest, size_bytes, position, saved, manifest.schema, time.monotonic())
+        return Made(
+            path, digest, size_bytes, position, saved, manifest.schema, shard.pipeline, time.monotonic()
+        )
 
     def sweep(self) -> None:
         """Remove what nobody has fetched from for a while."""
@@ -151,11 +162,11 @@ class SnapshotSending:
         for key, made in list(self._made.items()):
             if now_s - made.used_s > KEEP_S and not any(at == key for at, _ in self._under_way):
                 del self._made[key]
-                made.path.unlink(missing_ok=True)
+                made.remove()
 
     def close(self) -> None:
         for made in self._made.values():
-            made.path.unlink(missing_ok=True)
+            made.remove()
         self._made.clear()
 
 

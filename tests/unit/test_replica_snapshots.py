@@ -14,6 +14,7 @@ from agent.store.deleted import DELETED
 from agent.store.identity import read_identity
 from agent.store.snapshot_sending import Made, SnapshotSending
 from core.errors import BadRequest, Conflict, NoRoom, Unavailable
+from core.replication.effects import Consistency
 from tests.storing.contents import Points, upsert
 from tests.storing.folders import folder_in_memory
 from tests.unit.replica_nodes import COLLECTION, NUMBER, Node, ReplicaCluster, replica_cluster, until, write
@@ -162,6 +163,23 @@ async def test_an_installation_that_fails_leaves_the_old_replica_for_good(sender
     replica = sender.receiver.open_shard.replica
     assert replica is not None
     assert replica.term == 8
+
+
+async def test_the_log_behind_a_snapshot_is_kept_while_it_is_on_its_way(folder: Path) -> None:
+    async with replica_cluster(folder, log_bytes_kept=1_000) as cluster:
+        await cluster.begin(["n1", "n2"])
+        node, replica = cluster["n1"], cluster["n1"].open_shard.replica
+        assert node.peers is not None
+        assert replica is not None
+        sending = SnapshotSending(node.peers, node.log, lambda _: None)
+        made = await sending.snapshot(node.replicas.get(COLLECTION, NUMBER))
+        for held in (True, False):
+            for tag in range(10):
+                await write(node, upsert(range(10), tag), consistency=Consistency.STRONG)
+            await node.open_shard.checkpoint()
+            assert (replica.log.base.seq <= made.position.seq) is held
+            sending.close()
+        assert not made.path.exists()
 
 
 async def test_without_room_no_snapshot_is_made(folder: Path) -> None:
