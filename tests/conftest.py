@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from tests.running.agent import RunningAgent
+from tests.running.cluster import RunningCluster
 from tests.running.rest import Rest
 
 AGENTS = pytest.StashKey[list[RunningAgent]]()
+CLUSTERS = pytest.StashKey[list[RunningCluster]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[AGENTS] = []
+    config.stash[CLUSTERS] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -28,6 +31,8 @@ def pytest_runtest_makereport(
     if report.failed:
         for agent in item.config.stash[AGENTS]:
             report.sections.append((f"log of the agent in {agent.folder}", agent.log_tail()))
+        for cluster in item.config.stash[CLUSTERS]:
+            report.sections.extend(cluster.logs())
     return report
 
 
@@ -70,3 +75,20 @@ def new_agent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callab
     for agent in agents:
         agent.close()
         request.config.stash[AGENTS].remove(agent)
+
+
+@pytest.fixture
+def new_cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., RunningCluster]]:
+    """`new_cluster(…)` makes a cluster (not yet started) in its own folder; it is ended after the test."""
+    clusters: list[RunningCluster] = []
+
+    def make(**options: Any) -> RunningCluster:
+        cluster = RunningCluster(tmp_path / f"cluster{len(clusters)}", **options)
+        clusters.append(cluster)
+        request.config.stash[CLUSTERS].append(cluster)
+        return cluster
+
+    yield make
+    for cluster in clusters:
+        cluster.close()
+        request.config.stash[CLUSTERS].remove(cluster)

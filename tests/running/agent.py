@@ -37,11 +37,13 @@ class RunningAgent:
         node: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        node_id: str = NODE,
+        ports: PortPair | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.node_id = folder, node_id
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tag = secrets.token_hex(8)
-        self._ports = PortPair()
+        self._ports = ports or PortPair()
         self._environment = dict(environment or {})
         self._prefix = list(prefix)
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,7 +61,7 @@ class RunningAgent:
         """Write cluster.toml; given keys replace the defaults."""
         tables: dict[str, Any] = {
             "cluster": {"name": "test", "data_dir": str(self.folder / "data"), **(cluster or {})},
-            "nodes": [{"id": NODE, "address": f"127.0.0.1:{self.port}", **(node or {})}],
+            "nodes": [{"id": self.node_id, "address": f"127.0.0.1:{self.port}", **(node or {})}],
         }
         if agent:
             tables["agent"] = dict(agent)
@@ -75,7 +77,7 @@ class RunningAgent:
 
     @property
     def data_dir(self) -> Path:
-        return self.folder / "data" / NODE
+        return self.folder / "data" / self.node_id
 
     @property
     def pid(self) -> int:
@@ -88,11 +90,11 @@ class RunningAgent:
     def spawn(self) -> None:
         """Start the process and return at once."""
         assert not self.is_running(), "the agent runs already"
-        shoal = [sys.executable, "-m", "shoal", "agent", "--config", str(self.config_path), "--node", NODE]
+        shoal = [sys.executable, "-m", "shoal", "agent", "--config", str(self.config_path), "--node"]
         environment = {**os.environ, **self._environment, processes.TAG: self.tag}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._prefix, *shoal],
+                [*self._prefix, *shoal, self.node_id],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,

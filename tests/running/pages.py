@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 LANGUAGES = frozenset({"sh", "text", "bash", "toml", "python", "json", "yaml", "ini"})
 _FENCE = re.compile(r"^```(?P<language>\S*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w./-]+\.\w+)(?:,.*)?$")
-_ADDRESSES = ("127.0.0.1:6333", "127.0.0.1:6433")
+_ADDRESSES = ("127.0.0.1:6333", "127.0.0.1:6433", "127.0.0.1:6533")
 """Of the nodes in the pages; a run puts free ports in their place."""
 _MARK = "\x1e"
 

@@ -15,6 +15,7 @@ from types import TracebackType
 FIRST, LAST = 15000, 31000
 GRPC_OFFSET = 1  # where an agent refuses gRPC
 PEER_OFFSET = 2  # an agent's peer port is its port + 2 unless the config says otherwise
+FRONTS_OFFSET = 3  # where its fronts answer other fronts
 
 
 def _folder() -> Path:
@@ -45,7 +46,7 @@ class PortPair:
 
     def _draw(self) -> int:
         for port in random.sample(range(FIRST, LAST), LAST - FIRST):
-            wanted = (port, port + GRPC_OFFSET, port + PEER_OFFSET)
+            wanted = (port, port + GRPC_OFFSET, port + PEER_OFFSET, port + FRONTS_OFFSET)
             if all(map(_is_free, wanted)) and all(map(self._lock, wanted)):
                 return port
             self.release()

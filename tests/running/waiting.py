@@ -30,3 +30,11 @@ def wait_until(check: Callable[[], T], within_s: float, what: str = "") -> T:
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"waited {within_s} s for {what or check}; last seen: {seen}")
         time.sleep(POLL_S)
+
+
+def keeps(check: Callable[[], bool], for_s: float, what: str = "") -> None:
+    """`check` stays true for so long. What it raises is raised."""
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        assert check(), f"no longer so after {for_s - (until_s - time.monotonic()):.2f} s: {what or check}"
+        time.sleep(POLL_S)
