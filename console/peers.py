@@ -16,7 +16,7 @@ Address = tuple[str, int]
 class Links:
     """Callers by node. `on_lost` hears of each connection that ended by itself, in the instant it did.
 
-    `through`: whom to dial in a node's place; tests put proxies there.
+    `dialled`: whom to dial in a node's place; tests put proxies there.
     """
 
     def __init__(
