@@ -14,7 +14,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from agent.store.apply import Applier, committed
+from agent.store.apply import Applier
+from agent.store.apply_stage import ApplyStage
 from agent.store.disk_errors import disk_error
 from agent.store.effects import Effects, Nobody, Outside
 from agent.store.identity import write_identity
@@ -28,17 +29,14 @@ from core.replication import effects as fx
 from core.replication.effects import Effect, Persist, StaleTerm, Truncate
 from core.replication.log import Entry
 from core.replication.replica import Replica
-from core.wire import Op, Outcome, decode_op
+from core.wire import Op, Outcome
 
 T = TypeVar("T")
 
 GROUP_BYTES_MAX = 16 << 20
-BATCH_BYTES_MAX = 8 << 20
-BATCH_ENTRIES_MAX = 64
 ROLL_BYTES_MIN = 512 << 10
 RETRY_S = 1.0
-"""How soon a batch is tried again for which there was no room."""
-SCHEMA_RETRY_S = 0.05
+"""How soon it is tried again to cut the log, or to keep a promise, where there was no room."""
 FOLLOWER_PART = 4
 SNAPSHOT_FACTOR = 16
 """So much more of the log is kept while a snapshot is on its way: else it would be too old on arrival."""
@@ -62,12 +60,10 @@ class Counts:
     groups: int = 0
     entries: int = 0
     sync_s: float = 0.0
-    apply_s: float = 0.0
-    rows: int = 0
 
 
 class Pipeline:
-    """One shard's writer. `applying` is held while a batch is put into the files."""
+    """One shard's writer."""
 
     def __init__(
         self,
@@ -90,7 +86,6 @@ class Pipeline:
         self.outside: Outside = Nobody() if outside is None else outside
         self.on_identity: Callable[[fx.Identity], None] = lambda identity: None
         """Told when another identity is durable."""
-        self.applying = asyncio.Lock()
         self.counts = Counts()
         self.bytes_written = 0
         self.log_bytes_kept = 0
@@ -98,6 +93,17 @@ class Pipeline:
         """A snapshot that ends with this entry is on its way to a replica, which will need what follows."""
         self.memory = RecentEntries(MEMORY_BYTES_MAX)
         self.log_range = LogRange(writer.folder)
+        self._changed = asyncio.Event()
+        self._stage = ApplyStage(
+            replica,
+            applier,
+            self.memory,
+            self.log_range,
+            executor,
+            applied=self._applied,
+            schema_wanted=self._want_schema,
+            changed=self._changed.set,
+        )
         self._effects = Effects(self._performed(), self._held(), self._hold_failed)
         self._logging = asyncio.Lock()
         self._pending: deque[Proposal] = deque()
@@ -105,17 +111,32 @@ class Pipeline:
         self._to_log: deque[Persist | Truncate] = deque()
         self._ops: dict[int, Op] = {}
         self._waiting = Waiting(replica.reached)
-        self._apply_to = replica.applied_seq
-        self._changed = asyncio.Event()
         self._log_work = asyncio.Event()
-        self._apply_work = asyncio.Event()
         self._refusal: ShoalError | None = None
-        self.stuck: ShoalError | None = None
+
+    @property
+    def applying(self) -> asyncio.Lock:
+        """Held while a batch is put into the files."""
+        return self._stage.lock
+
+    @property
+    def stuck(self) -> ShoalError | None:
         """Why what is committed can't be applied just now; it is tried again and again."""
+        return self._stage.stuck
 
     def start(self) -> list[asyncio.Task[None]]:
         """The stages, as tasks that end when they are cancelled."""
         return [asyncio.create_task(self._log_stage()), asyncio.create_task(self._apply_stage())]
+
+    @property
+    def apply_s(self) -> float:
+        """How long the files took since the start."""
+        return self._stage.took_s
+
+    @property
+    def rows(self) -> int:
+        """How many were touched since the start."""
+        return self._stage.rows
 
     def queued(self) -> Queued:
         applied_seq, log = self._replica.applied_seq, self._replica.log
@@ -151,7 +172,7 @@ class Pipeline:
             return False
         replica = self._replica
         is_logging = replica.persisted_seq < replica.log.last.seq
-        return bool(self._pending or self._to_log or is_logging or replica.applied_seq < self._apply_to)
+        return bool(self._pending or self._to_log or is_logging or not self._stage.is_done)
 
     async def wait_for(self, condition: Callable[[], bool], deadline_s: float) -> None:
         """Return when the condition holds after something was logged or applied, or at the deadline."""
@@ -224,8 +245,8 @@ class Pipeline:
         return {
             fx.Persist: self._persist,
             fx.Truncate: self._truncate,
-            fx.Apply: self._apply_upto,
-            fx.Answer: self._answer,
+            fx.Apply: lambda e: self._stage.apply_upto(e.last_seq),
+            fx.Answer: lambda e: self._waiting.applied(e.seq, e.outcome),
             fx.Reached: lambda _: self._waiting.look(),
             fx.SteppedDown: self._step_down,
             fx.Refuse: lambda _: None,  # told to whoever called
@@ -276,13 +297,6 @@ class Pipeline:
         self.memory.truncate(effect.after_seq)
         self._to_log.append(effect)
         self._log_work.set()
-
-    def _apply_upto(self, effect: fx.Apply) -> None:
-        self._apply_to = max(self._apply_to, effect.last_seq)
-        self._apply_work.set()
-
-    def _answer(self, effect: fx.Answer) -> None:
-        self._waiting.applied(effect.seq, effect.outcome)
 
     def _step_down(self, effect: fx.SteppedDown) -> None:
         error = StaleTerm(f"the shard is fenced by term {effect.term}; fetch the map and try again")
@@ -417,73 +431,20 @@ class Pipeline:
     # -- the apply stage --------------------------------------------------------------------------------
 
     async def _apply_stage(self) -> None:
-        while True:
-            await self._apply_work.wait()
-            self._apply_work.clear()
-            while self._replica.applied_seq < self._apply_to:
-                try:
-                    await self._apply_batch()
-                except NoRoom as error:
-                    self.stuck = error
-                    self._changed.set()
-                    await asyncio.sleep(RETRY_S)
-                except Exception as error:  # noqa: BLE001 - whatever it was, nothing more can be applied
-                    found = disk_error(error, f"reading entries after {self._replica.applied_seq}")
-                    self._give_up(found)
-                    self.fail(found)
-                    return
+        try:
+            await self._stage.run()
+        except ShoalError as error:
+            self._give_up(error)
+            self.fail(error)
 
-    async def _apply_batch(self) -> None:
-        async with self.applying:
-            batch = await self._next_batch()
-            if not batch:
-                return
-            version = batch[0].entry.schema
-            outcomes: list[Outcome] | None = None
-            if version <= self._applier.schema.version:
-                began_s = time.monotonic()
-                outcomes = await self._run(self._put_into_files, batch)
-                self.counts.apply_s += time.monotonic() - began_s
-        if outcomes is None:
-            self.outside.schema_wanted(version)
-            await asyncio.sleep(SCHEMA_RETRY_S)
-            return
-        self.stuck = None
-        self.counts.rows += sum(outcome.touched for outcome in outcomes)
-        self.perform(self._replica.applied(outcomes, batch[-1].entry.seq))
+    def _want_schema(self, version: int) -> None:
+        self.outside.schema_wanted(version)
+
+    def _applied(self, outcomes: Sequence[Outcome], last_seq: int) -> None:
+        self.perform(self._replica.applied(outcomes, last_seq))
         self.memory.let_go(self._replica.applied_seq, 0 if self.is_alone else MEMORY_BYTES_KEPT)
         self._changed.set()
         self.look_for_damage()
-
-    async def _next_batch(self) -> list[Logged]:
-        """What follows in the files, as far as they know its schema."""
-        first_seq, known = self._replica.applied_seq + 1, self._applier.schema.version
-        batch: list[Logged] = []
-        size = 0
-        for seq in range(first_seq, min(self._apply_to, first_seq + BATCH_ENTRIES_MAX - 1) + 1):
-            logged = self.memory.get(seq)
-            if logged is None or size >= BATCH_BYTES_MAX or (batch and logged.entry.schema > known):
-                break
-            batch.append(logged)
-            size += len(logged.entry.op)
-        if not batch and first_seq <= self._apply_to:
-            last_seq = min(self._apply_to, first_seq + BATCH_ENTRIES_MAX - 1)
-            read = await self._run(self.log_range.read, first_seq, last_seq, BATCH_BYTES_MAX)
-            if not read:
-                raise Damaged(f"{self._writer.folder}: entry {first_seq} is missing, it is to be applied")
-            batch = [Logged(entry) for entry in read if entry is read[0] or entry.schema <= known]
-            batch = [logged for at, logged in enumerate(batch) if logged.entry.seq == first_seq + at]
-        return batch
-
-    def _put_into_files(self, batch: list[Logged]) -> list[Outcome]:
-        """In a thread. Raises NoRoom, Damaged, Unavailable."""
-        try:
-            return self._applier.apply(
-                [committed(e, decode_op(e.op) if op is None else op) for e, op in batch]
-            )
-        except Exception as error:  # whatever it was, nothing more can be applied
-            what = f"applying entries {batch[0].entry.seq} to {batch[-1].entry.seq}"
-            raise disk_error(error, what) from error
 
     def look_for_damage(self) -> None:
         """Rows found damaged while they were copied: who knows how many others are."""
