@@ -67,6 +67,7 @@ def _commands(run_agent: RunAgent) -> click.Group:
         return run_agent(config, _chosen_node(config, node_id))
 
     shoal.add_command(_coordinator)
+    shoal.add_command(_up)
     shoal.add_command(_config_commands())
     shoal.add_command(_demo)
     return shoal
@@ -123,6 +124,22 @@ def _coordinator(config_path: Path | None, name: str | None) -> int:
     from console.coordinator.main import run_coordinator
 
     return run_coordinator(load(config_path).config, name or socket.gethostname(), click.echo)
+
+
+@click.command("up")
+@click.argument(
+    "config_path", metavar="[CLUSTER.TOML]", type=click.Path(path_type=Path, dir_okay=False), required=False
+)
+def _up(config_path: Path | None) -> int:
+    """Run all nodes of cluster.toml and one coordinator on this machine, until SIGTERM or Ctrl-C.
+
+    What dies is started again. Logs are in the data folder. Nodes that only this machine can reach get
+    a secret there, too, if the file names none.
+    """
+    from console.cli.config_file import load
+    from console.up.main import run_up
+
+    return run_up(load(config_path), say=click.echo, warn=lambda text: click.echo(f"shoal: {text}", err=True))
 
 
 @click.command("demo")

@@ -62,7 +62,8 @@ def test_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["agent"], ["config"], ["config", "check"], ["config", "show"], ["coordinator"], ["demo"]]
+    "command",
+    [[], ["agent"], ["config"], ["config", "check"], ["config", "show"], ["coordinator"], ["demo"], ["up"]],
 )
 def test_every_command_has_help(tmp_path: Path, command: list[str]) -> None:
     done = shoal(*command, "--help", folder=tmp_path)
