@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 
 def notify(state: str) -> None:
@@ -12,8 +13,10 @@ def notify(state: str) -> None:
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.send(state.encode())
+        # One that is gone must not keep a node from its work, least of all from stopping in order.
+        with suppress(OSError):
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.send(state.encode())
 
 
 def watchdog_interval_s() -> float | None:
