@@ -289,10 +289,6 @@ def run(config: ClusterConfig, node_id: str) -> int:
         raise StartRefused(
             f"cluster.toml names {len(config.nodes)} nodes, but no secret_file by which they know each other"
         )
-    if len(config.nodes) > 1 and os.environ.get("SHOAL_TEST") != "1":
-        raise StartRefused(
-            f"cluster.toml names {len(config.nodes)} nodes, this version runs one: name only that"
-        )
     try:
         return Unit(config, node, log).run()
     except ShoalError as error:
