@@ -60,6 +60,9 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not data:  # aiohttp says so to itself: go on with what was left when its buffer was full
+            super().data_received(data)
+            return
         passed, plain = self._framing.feed(data)
         if plain is not None and self._answer(plain):
             return

@@ -107,3 +107,12 @@ async def test_half_a_request_is_given_to_aiohttp_and_the_rest_follows() -> None
         assert not server.holding
         writer.write(whole[-3:])
         assert await answer(reader) == b"slow:in two"
+
+
+async def test_a_body_whose_end_fills_what_aiohttp_buffers_is_read_whole() -> None:
+    async with connected(Echo(quick=False)) as (server, reader, _):
+        [connection] = server._open
+        whole = request(b"x" * 600_000)
+        connection.data_received(whole[:500_000])
+        connection.data_received(whole[500_000:])  # before anybody could read
+        assert await answer(reader) == b"slow:" + b"x" * 600_000
