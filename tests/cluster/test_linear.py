@@ -66,14 +66,14 @@ def _history(seed: int, calls: int, clients: int, unknown: float = 0.0) -> list[
             at = end + rng.random()
     value: object = None
     history = []
-    for number, (effect, begin, end, client) in enumerate(sorted(plans)):
+    for number, (effect, begin, end, who) in enumerate(sorted(plans)):
         if rng.random() < 0.5:
-            history.append(Operation("read", value, begin, end, client))
+            history.append(Operation("read", value, begin, end, who))
             continue
         is_unknown = rng.random() < unknown
         if not (is_unknown and rng.random() < 0.5):
             value = number
-        history.append(Operation("write", number, begin, NEVER if is_unknown else end, client))
+        history.append(Operation("write", number, begin, NEVER if is_unknown else end, who))
         assert effect <= end
     return history
 

@@ -41,6 +41,7 @@ async def scenario(folder: Path, files: Files, acks: Acks, uuid: Path) -> None:
     begun = await begin(folder, NODE, now_us=1, files=files)
     uuid.write_text(begun.identity.cluster)
     await asyncio.gather(*(count(begun.state, f"k{n}", acks, n) for n in range(KEYS)))
+    assert begun.acceptor is not None  # this node votes
     await begun.acceptor.close()
 
 
@@ -57,6 +58,7 @@ async def verify(folder: Path, acks: Path, uuid: Path, *, kept: bool) -> None:
         value = (await begun.state.read(f"k{n}")).value or b"0"
         found, sure = int(value.split()[0]), acknowledged.count(n)
         assert sure <= found <= sure + 1, f"k{n}: {found}, {sure} were acknowledged"
+    assert begun.acceptor is not None  # this node votes
     await begun.acceptor.close()
 
 
