@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from core.errors import BadRequest, DeadlineExceeded, ShoalError, Unavailable
 from net.frames import Answer, Caller, Header
 
-TRY_S = 0.4
-"""An agent that has not answered for this long may be stopped: the next one is asked."""
-TRY_S_MAX = 3.2
+STAGGER_S, STAGGER_S_MAX = 0.45, 2.0
+"""An agent that has not answered for this long may be stopped: the next one is asked beside it. Where all
+answers take long this would only make more of them: then it takes so many times the usual."""
+USUAL_TIMES, USUAL_SHARE = 3.0, 0.2
 PAUSE_S = 0.05
 """After every agent has failed, before the first is asked again."""
 
@@ -38,24 +39,24 @@ class StateClient:
 
     def __init__(self, caller: Callable[[str], Caller], agents: Callable[[], Sequence[str]]) -> None:
         self._caller, self._agents = caller, agents
-        self._agent: str | None = None
-        self._try_s = TRY_S
+        self._agent = ""
+        self._usual_s = 0.0
 
     @property
-    def agent(self) -> str | None:
-        """Through whom it works now."""
+    def agent(self) -> str:
+        """Who has answered last, and is asked first."""
         return self._agent
 
     async def read(self, key: str, *, timeout_s: float = 3.0) -> Versioned:
-        return _found(*await self._ask("state.read", {"key": key}, timeout_s))
+        return _found(*await self._ask("state.read", {"key": key}, b"", timeout_s))
 
     async def list(self, prefix: str, *, timeout_s: float = 5.0) -> dict[str, Versioned]:
-        header, _ = await self._ask("state.list", {"prefix": prefix}, timeout_s)
+        header, _ = await self._ask("state.list", {"prefix": prefix}, b"", timeout_s)
         return {key: Versioned(value, version) for key, version, value in header["items"]}
 
     async def watch(self, key: str, after: int, *, timeout_s: float = 10.0) -> Versioned | None:
-        """What the key holds once it is past that version; None if it is not by then."""
-        agent = self._current()
+        """What the key holds once it is past that version; None if it was not seen to be by then."""
+        agent = self._in_turn()[0]
         try:
             asked = {"key": key, "after": after}
             return _found(*(await self._caller(agent).call("state.watch", asked, timeout_s=timeout_s)))
@@ -70,85 +71,71 @@ class StateClient:
     ) -> int | VersionConflict:
         """The new version, or why not. `None`: delete the key.
 
-        `value` must be one that only this writer wants: it tells its own write by it.
+        `value` must be one that only this writer wants. It may be asked of several agents, which all name one
+        version and one value: so no more than one of them takes effect, and the others find this value there.
         """
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
         header: Header = {"key": key, "version": version, "delete": value is None}
-        is_unsure = False
-        attempt = 0
-        while True:
-            try:
-                if is_unsure:
-                    # An earlier try may have taken effect, or may do so while this one is under way.
-                    # Both name one version and one value, so no more than one of them counts.
-                    there = _found(*await self._once("state.read", {"key": key}, b"", deadline_s))
-                    if there.version != version:
-                        return self._settled(there, value)
-                answer, body = await self._once("state.cas", header, value or b"", deadline_s)
-            except ShoalError as problem:
-                is_unsure = True
-                attempt += 1
-                await self._again(problem, attempt, deadline_s)
-                continue
-            if "conflict" not in answer:
-                return int(answer["version"])
-            current = Versioned(None if answer["none"] else body, int(answer["conflict"]))
-            return self._settled(current, value) if is_unsure else VersionConflict(current)
-
-    @staticmethod
-    def _settled(there: Versioned, value: bytes | None) -> int | VersionConflict:
-        return there.version if there.value == value else VersionConflict(there)
+        answer, body = await self._ask("state.cas", header, value or b"", timeout_s)
+        if "conflict" not in answer:
+            return int(answer["version"])
+        current = Versioned(None if answer["none"] else body, int(answer["conflict"]))
+        if current.value == value and current.version > version:
+            return current.version
+        return VersionConflict(current)
 
     # -- one agent, else the next ------------------------------------------------------------------------
 
-    async def _ask(self, kind: str, header: Header, timeout_s: float) -> Answer:
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
-        attempt = 0
-        while True:
-            try:
-                return await self._once(kind, header, b"", deadline_s)
-            except ShoalError as problem:
-                attempt += 1
-                await self._again(problem, attempt, deadline_s)
-
-    async def _once(self, kind: str, header: Header, body: bytes, deadline_s: float) -> Answer:
-        left_s = deadline_s - asyncio.get_running_loop().time()
-        if left_s <= 0:
-            raise DeadlineExceeded(f"no agent has answered {kind} of {header.get('key', 'the keys')} in time")
-        agent = self._current()
+    async def _ask(self, kind: str, header: Header, body: bytes, timeout_s: float) -> Answer:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        deadline_s = began_s + timeout_s
+        stagger_s = min(STAGGER_S_MAX, max(STAGGER_S, USUAL_TIMES * self._usual_s))
+        asked: dict[asyncio.Task[Answer], str] = {}
+        problem: ShoalError | None = None
+        failures = 0
         try:
-            answer = await self._caller(agent).call(kind, header, body, timeout_s=min(left_s, self._try_s))
-        except ShoalError:
-            self._failed(agent)
-            raise
-        self._try_s = TRY_S
-        return answer
+            while (left_s := deadline_s - loop.time()) > 0:
+                idle = [agent for agent in self._in_turn() if agent not in asked.values()]
+                if idle:
+                    call = self._caller(idle[0]).call(kind, header, body, timeout_s=left_s)
+                    asked[loop.create_task(call, name=f"{kind}.{idle[0]}")] = idle[0]
+                wait_s = min(left_s, stagger_s) if len(idle) > 1 else left_s
+                done, _ = await asyncio.wait(asked, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    agent = asked.pop(task)
+                    try:
+                        answer = task.result()
+                    except BadRequest:
+                        raise
+                    except ShoalError as error:
+                        problem = error
+                        failures += 1
+                        self._failed(agent)
+                    else:
+                        self._agent = agent
+                        self._usual_s += USUAL_SHARE * (loop.time() - began_s - self._usual_s)
+                        return answer
+                if done and failures % len(self._in_turn()) == 0:
+                    await asyncio.sleep(PAUSE_S)
+            raise problem or DeadlineExceeded(f"no agent has answered {kind} within {timeout_s:g} s")
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
-    async def _again(self, problem: ShoalError, attempt: int, deadline_s: float) -> None:
-        """Raises the problem if there is no use or no time for another try."""
-        if isinstance(problem, BadRequest):
-            raise problem
-        if attempt % max(1, len(self._agents())) == 0:
-            # Slow, perhaps, rather than dead: a patience that grows lets one of them finish.
-            self._try_s = min(TRY_S_MAX, 2 * self._try_s)
-            await asyncio.sleep(PAUSE_S)
-        if asyncio.get_running_loop().time() >= deadline_s:
-            raise problem
-
-    def _current(self) -> str:
-        agents = self._agents()
+    def _in_turn(self) -> Sequence[str]:
+        """Those to ask, in order, beginning with the one that is known to answer."""
+        agents = list(self._agents())
         if not agents:
             raise Unavailable("no agent is known to ask for the cluster's state")
-        if self._agent not in agents:
-            self._agent = agents[0]
-        assert self._agent is not None
-        return self._agent
+        at = agents.index(self._agent) if self._agent in agents else 0
+        return agents[at:] + agents[:at]
 
     def _failed(self, agent: str) -> None:
         """The next one's turn, unless another task has moved on already."""
-        agents = list(self._agents())
-        if agent == self._agent and agent in agents:
-            self._agent = agents[(agents.index(agent) + 1) % len(agents)]
+        in_turn = self._in_turn()
+        if agent == in_turn[0]:
+            self._agent = in_turn[1 % len(in_turn)]
 
 
 def _found(header: Header, body: bytes) -> Versioned:

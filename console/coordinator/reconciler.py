@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +42,8 @@ SILENT_S = 5.0
 """For so long who did not answer an attempt is left out of the next ones, if they can do without."""
 RENEWED_S = 3.0
 """What a store says of a lost replica counts only so long after it was given another."""
+SETTLE_PERIODS = 1.2
+"""Of the pings, without another cut, before a cut is acted upon: by then each store was asked."""
 MAKE_S = 30.0
 REFRESH_S, KEYS_PER_REFRESH = 2.0, 50
 """How often the keys are read again, unasked; seldom if there are many."""
@@ -103,6 +105,8 @@ class _Government:
         self._renewed_s: dict[tuple[ShardId, NodeId], float] = {}
         self._scene: object = None
         self._versions: dict[CollectionId, int] = {}
+        self._cuts_s: dict[frozenset[NodeId], float] = {}
+        self._settle_s = SETTLE_PERIODS * rhythm.rules.period_s
         self._refreshed_s = time.monotonic()
         self._isolated = False
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -209,16 +213,25 @@ class _Government:
                 key.refresh()
 
     def _nodes(self, verdict: Verdict, cluster: ClusterMap) -> Nodes:
-        cuts = frozenset(frozenset((c.hears_not, c.unheard)) for c in verdict.cuts)
+        ill = frozenset(n for n, h in verdict.health.items() if h in ("suspect", "unknown"))
+        cuts = self._settled_cuts(verdict, ill)
         well = {n for n, h in verdict.health.items() if h == "healthy" and not any(n in c for c in cuts)}
         self._failovers.well(well)
-        ill = frozenset(n for n, h in verdict.health.items() if h in ("suspect", "unknown"))
         return Nodes(
             dead=frozenset(verdict.dead),
             doubtful=ill | self._failovers.restless(well),
             leaving=frozenset(n.id for n in cluster.nodes.values() if n.membership in ("draining", "left")),
             cuts=cuts,
         )
+
+    def _settled_cuts(self, verdict: Verdict, ill: Collection[NodeId]) -> frozenset[frozenset[NodeId]]:
+        """None before all that a fault has cut has been told, or the wrong side would be given up."""
+        now_s = time.monotonic()
+        pairs = {frozenset((c.hears_not, c.unheard)) for c in verdict.cuts}
+        # Who does not answer the leader either is about to be found dead, or well.
+        self._cuts_s = {pair: self._cuts_s.get(pair, now_s) for pair in pairs if not pair.intersection(ill)}
+        is_settled = now_s - max(self._cuts_s.values(), default=now_s) >= self._settle_s
+        return frozenset(self._cuts_s) if is_settled else frozenset()
 
     def _lost(self, cluster: ClusterMap) -> dict[ShardId, dict[NodeId, int]]:
         """Shard → node → the incarnation that it has in the place of the one that the map names."""

@@ -120,6 +120,9 @@ class Host:
         self.running: dict[ShardId, Hosted] = {}
         self.named: dict[ShardId, int] = {}
         """The incarnations that the map names here, as it was last told."""
+        self.deaf_to: set[str] = set()
+        """What it also says not to hear."""
+        self.asked_while_deaf = False
         self.told: list[list[str]] = []
         self.commands: list[ms.Command] = []
         self.incarnations = itertools.count(10)
@@ -195,7 +198,9 @@ class Host:
         ]
         has = {id_: disk.identity.incarnation for id_, disk in self.disks.items()}
         lost = [[*id_, has.get(id_, 0)] for id_, named in self.named.items() if has.get(id_, 0) != named]
-        return {"unheard": self.node.peers.unheard(), "epoch": 0, "shards": leads, "lost": lost}, b""
+        self.asked_while_deaf = bool(self.deaf_to)
+        unheard = sorted({*self.node.peers.unheard(), *self.deaf_to})
+        return {"unheard": unheard, "epoch": 0, "shards": leads, "lost": lost}, b""
 
     async def _changed(self, header: Header, body: bytes, deadline: float) -> Answer:
         self.told.append(header["keys"])
