@@ -11,7 +11,7 @@ from tests.running.load import DIM, Load
 from tests.running.waiting import wait_until
 
 NAME = "docs"
-SHARDS = 2
+SHARDS = 4
 
 
 def create(cluster: RunningCluster, name: str = NAME, *, shards: int = SHARDS, replicas: int = 3) -> None:
