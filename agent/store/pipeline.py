@@ -37,12 +37,13 @@ GROUP_BYTES_MAX = 16 << 20
 ROLL_BYTES_MIN = 512 << 10
 RETRY_S = 1.0
 """How soon it is tried again to cut the log, or to keep a promise, where there was no room."""
-FOLLOWER_PART = 4
+FOLLOWER_PART = 16
+"""A follower keeps this part of that: it may be the next primary, and knows of nobody who lacks anything."""
 SNAPSHOT_FACTOR = 16
 """So much more of the log is kept while a snapshot is on its way: else it would be too old on arrival."""
 MEMORY_BYTES_MAX = 64 << 20
 """Of entries that are not applied yet; beyond it they are read from the log again."""
-MEMORY_BYTES_KEPT = 8 << 20
+MEMORY_BYTES_KEPT = 1 << 20
 """Of applied entries, where other replicas may still need them."""
 
 
