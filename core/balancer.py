@@ -6,6 +6,7 @@ comes as a `random.Random`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +28,9 @@ OWN_FACTOR = 1.5
 """The adaptive strategy leaves its own replica when that costs more than this times the best other."""
 SLOW_START_S = 10.0
 DEGRADED_SHARE = 0.05
+RECENT_MAX = 64
+SLOWEST_OF = 20
+HEDGE_S_MIN, HEDGE_S_START = 0.005, 0.05
 WEIGHT_MIN = 1e-6
 
 
@@ -74,6 +78,7 @@ class _Node:
     failed: int = 0
     credit: float = 0.0
     returned_s: float | None = None
+    recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_MAX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +154,26 @@ class Balancer:
         if not ok:
             node.failed += 1
             took_s = max(took_s, 2 * node.latency_s)
+        else:
+            node.recent_s.append(took_s)
         # The longer ago the last measurement, the more this one says.
         node.latency_s += (1 - (1 - EWMA_WEIGHT) * _kept(node, now_s)) * (took_s - node.latency_s)
         node.measured_s = now_s
+
+    def withdrawn(self, name: NodeId) -> None:
+        """The read that began is nobody's any more, and says nothing of the node."""
+        node = self._node(name)
+        node.in_flight = max(0, node.in_flight - 1)
+
+    def hedge_after_s(self, name: NodeId) -> float:
+        """When a read is late: one in twenty of this node took longer."""
+        recent_s = self._node(name).recent_s
+        if len(recent_s) < SLOWEST_OF:
+            return HEDGE_S_START
+        return max(HEDGE_S_MIN, sorted(recent_s)[-(len(recent_s) // SLOWEST_OF)])
+
+    def in_flight(self, name: NodeId) -> int:
+        return self._node(name).in_flight
 
     def statistics(self) -> dict[NodeId, NodeStatistics]:
         return {

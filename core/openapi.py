@@ -20,7 +20,13 @@ PARAMETERS: dict[str, Json] = {
     "wait": {"type": "boolean", "default": False},
     "ordering": {"enum": ["weak", "medium", "strong"]},
     "timeout": {"type": "integer", "minimum": 1, "maximum": 3600},
-    "consistency": {"anyOf": [{"enum": ["majority", "quorum", "all"]}, {"type": "integer", "minimum": 1}]},
+    "consistency": {
+        "anyOf": [
+            {"enum": ["majority", "quorum", "all", "eventual", "strong"]},
+            {"type": "integer", "minimum": 1},
+        ]
+    },
+    "allow_partial": {"type": "boolean", "default": False},
     "priority": {"enum": ["no_sync", "snapshot", "replica"]},
     "checksum": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "force": {"type": "boolean", "default": False},

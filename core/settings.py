@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -42,6 +42,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     vector_size_max: Annotated[int, Meta(ge=1, le=1 << 20)] = DEFAULT_LIMITS.vector_size_max
     vectors_max: Annotated[int, Meta(ge=1, le=4_096)] = DEFAULT_LIMITS.vectors_max
     shards_max: Annotated[int, Meta(ge=1, le=4_096)] = DEFAULT_LIMITS.shards_max
+
+    # Which replica serves a read
+    read_strategy: Literal[
+        "adaptive",
+        "round_robin",
+        "least_connections",
+        "least_loaded",
+        "weighted_round_robin",
+        "locality_aware",
+        "random",
+    ] = "adaptive"
+    read_weights: dict[str, Annotated[float, Meta(ge=0, le=1_000)]] = {}  # node → weight, 1 if not named
 
     # Graphs and tails
     tail_rows_max: Annotated[int, Meta(ge=1_000, le=1_000_000)] = 8_000  # beyond it writes slow down

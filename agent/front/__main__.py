@@ -57,6 +57,9 @@ async def serve(spec: Spec, log: Log) -> None:
             current=serving.current,
             look_at=serving.look_at,
             state_of=serving.state_of,
+            applied_at=serving.applied_at,
+            page=page,
+            link=link,
             metrics=metrics,
             log=log,
         )

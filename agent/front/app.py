@@ -304,7 +304,10 @@ class App:
 def _enveloped(reply: Reply, began: float) -> bytes:
     if reply.raw is not None:
         return reply.raw
-    return b'{"result":' + reply.result + _ENVELOPE_END % (time.perf_counter() - began)
+    end = _ENVELOPE_END % (time.perf_counter() - began)
+    if reply.partial is not None:
+        return b'{"result":' + reply.result + b',"partial":' + reply.partial + end
+    return b'{"result":' + reply.result + end
 
 
 def _invite_body(http: web.BaseRequest) -> None:

@@ -7,7 +7,8 @@ answer makes the whole read begin anew, like one that took too long at home.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,16 +22,26 @@ from core.filters import Filter
 from core.query.facets import FacetCounts
 from core.query.scoring import F32, I64, Bits
 
+T = TypeVar("T")
 Ask = Callable[[str, bytes], bytes]
 """Blocks until the shard has answered a question of this kind. Raises ShoalError."""
+
+
+class Begin(Protocol):
+    """Has some work done by another thread."""
+
+    def __call__(self, work: Callable[[], T], /) -> Future[T]: ...
 
 
 class RemoteSource:
     """A `Source` elsewhere. What an answer says beside what was asked is kept for the next question."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, ask: Ask, begin: Begin) -> None:
+        self._ask, self._begin = ask, begin
         self._seqs: dict[bytes, int] = {}
+
+    def later(self, work: Callable[[], T]) -> Callable[[], T]:
+        return self._begin(work).result
 
     def heed(self, deadline: Deadline) -> None:
         """The deadline travels with each question."""

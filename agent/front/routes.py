@@ -50,6 +50,8 @@ class Reply:
     raw: bytes | None = None
     content_type: str = "application/json"
     headers: Mapping[str, str] | None = None
+    partial: bytes | None = None
+    """What the result lacks, as JSON."""
     streamed: object | None = None
     """An aiohttp response that is already under way."""
 

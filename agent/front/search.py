@@ -11,20 +11,21 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from agent.front.access import Role
+from agent.front.places import Terms
 from agent.front.queries.answers import Points, Record, ScoredPoint, encoded
 from agent.front.queries.collection import Collection as Look
 from agent.front.queries.deadline import Deadline
 from agent.front.queries.reads import Reads
-from agent.front.routes import AtOnce, Handler, Reply, Request, Route
+from agent.front.reading import Reading, again
+from agent.front.routes import AtOnce, Handler, Reply, Request, Route, flag, served_with
 from agent.front.serving import Served, Serving
-from agent.front.view import LookTooOld
 from agent.metrics import Histogram, Metrics
 from agent.rates import Bucket
 from core.api import old_searches
@@ -41,8 +42,10 @@ from core.api.strict import (
     check_timeout,
     strict_mode,
 )
-from core.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, ShoalError
+from core.consistency import read_level
+from core.errors import DeadlineExceeded, InvariantBroken, NotFound, Overloaded, ShoalError
 from core.hashing import id_key, point_id
+from core.replication.effects import Consistency
 
 T = TypeVar("T")
 THREADS = 2
@@ -50,15 +53,12 @@ WAITING_THREADS = 32
 """For reads of collections that are not all here: they mostly wait for other nodes."""
 QUEUE_MAX = 256
 """Long reads that run or wait for a thread; more are refused."""
-LOOKS_MAX = 3
-"""How often a read begins anew that took so long that rows it needs were let go."""
 TURN_MAX = 64
 """Plain searches that one turn of the loop answers."""
 SHORT_LIMIT_MAX = 200
 """A plain search for more is not short."""
 SHORT_TAIL_MAX = 16_000
 """Slots that a short search may scan exactly, in all shards together."""
-_CONSISTENCIES = ("majority", "quorum", "all")
 _encode = msgspec.json.Encoder().encode
 _NOT_SHORT = (b'"filter"', b'"prefetch"')
 """What a long search mostly says near an end of its body: then it need not be parsed twice."""
@@ -151,7 +151,9 @@ class Search:
         async def search(request: Request) -> Reply:
             served = await self._serving.collection(request.parameters[0])
             parsed = kind.parse(decode(kind.shape, request.body), served.info.params.vectors, self._limits)
-            return Reply(kind.before + await self._search(served, parsed, request) + kind.after)
+            reply = await self._search(served, parsed, request)
+            reply.result = kind.before + reply.result + kind.after
+            return reply
 
         return search
 
@@ -170,12 +172,15 @@ class Search:
                 if not self._is_short(served, parsed):
                     return None
                 self._admit_search(served, parsed, request)
-                found = _again(lambda: self._look_for(served, [parsed], request.deadline))[0]
+                level = self._level(served, request)
+                if not self._is_read_here(served, level):
+                    return None
+                found = again(lambda: self._look_for(served, [parsed], request.deadline))[0]
             except ShoalError as error:
                 self._metrics.counter("shoal_search_errors_total", code=error.code).add()
                 raise
             self._histogram(request.parameters[0]).observe(time.perf_counter() - began)
-            return Reply(kind.before + _encode(found) + kind.after)
+            return Reply(kind.before + _encode(found) + kind.after, headers=_told(request, level))
 
         return search
 
@@ -207,12 +212,14 @@ class Search:
 
         return groups
 
-    async def _search(self, served: Served, search: api.Search, request: Request) -> bytes:
+    async def _search(self, served: Served, search: api.Search, request: Request) -> Reply:
         """The encoded list of points."""
         self._admit_search(served, search, request)
-        if self._is_short(served, search):
-            return _encode(await self._in_turn(served, search, request))
-        return (await self._answered(served, request, lambda reads: reads.query(search))).result
+        level = self._level(served, request)
+        if self._is_short(served, search) and self._is_read_here(served, level):
+            found = await self._in_turn(served, search, request)
+            return Reply(_encode(found), headers=_told(request, level))
+        return await self._answered(served, request, lambda reads: reads.query(search))
 
     @staticmethod
     def _is_short(served: Served, search: api.Search) -> bool:
@@ -256,7 +263,7 @@ class Search:
         try:
             searches = [search for search, _, _ in waiting]
             last = max(deadline for _, _, deadline in waiting)
-            answers = _again(lambda: self._look_for(served, searches, last))
+            answers = again(lambda: self._look_for(served, searches, last))
         except Exception as problem:  # noqa: BLE001 - handed to the one whose search failed
             if len(waiting) == 1:
                 waiting[0][1].set_exception(problem)
@@ -270,8 +277,9 @@ class Search:
     def _look_for(
         self, served: Served, searches: list[api.Search], deadline: float
     ) -> list[list[ScoredPoint]]:
-        with served.look() as look:
-            return self._reads(look, deadline, ExitStack()).query_batch(searches)
+        others = self._serving.others
+        with served.look() as look, nullcontext() if others is None else others.measured_here():
+            return self._reads(look, deadline, _never_named).query_batch(searches)
 
     # -- other reads
 
@@ -346,12 +354,6 @@ class Search:
 
     def _admit(self, served: Served, request: Request, cost: int = 1) -> None:
         """Checks that all reads share. Raises BadRequest, RateLimited."""
-        consistency = request.query.get("consistency")
-        if consistency is not None and consistency not in _CONSISTENCIES and not _is_count(consistency):
-            raise BadRequest(
-                f"query parameter consistency: expected a number or {', '.join(_CONSISTENCIES)}, "
-                f"got {consistency[:40]!r}"
-            )
         strict = strict_mode(served.info.params)
         if strict is None:
             return
@@ -366,15 +368,34 @@ class Search:
                 bucket = self._rates[served.name] = Bucket(share, now_s)
             bucket.take(cost, now_s, "Read")
 
+    @staticmethod
+    def _level(served: Served, request: Request) -> Consistency:
+        """What the read has to see. Raises BadRequest."""
+        asked = request.query.get("consistency")
+        return Consistency.EVENTUAL if asked is None else read_level(asked, served.replicas)
+
+    def _is_read_here(self, served: Served, level: Consistency) -> bool:
+        """Whether no other node needs to be asked, or is better asked."""
+        others = self._serving.others
+        if others is None:
+            return True
+        return level is Consistency.EVENTUAL and others.places.all_here(served.held)
+
     def _admit_search(self, served: Served, search: api.Search, request: Request) -> None:
         check_search(strict_mode(served.info.params), search, served.info.indexes)
         self._admit(served, request)
 
     async def _answered(self, served: Served, request: Request, read: Callable[[Reads], object]) -> Reply:
         """Read and encode in a thread: an answer of megabytes takes longer than the loop may stand."""
-        return Reply(await self._in_thread(served, request, lambda reads: encoded(read(reads))))
+        level = self._level(served, request)
+        terms = Terms(request.deadline, level, flag(request.query, "allow_partial"))
+        reading = Reading(self._serving.others, terms)
+        result = await self._in_thread(served, request, reading, lambda reads: encoded(read(reads)))
+        return Reply(result, headers=_told(request, level), partial=reading.partial())
 
-    async def _in_thread(self, served: Served, request: Request, read: Callable[[Reads], T]) -> T:
+    async def _in_thread(
+        self, served: Served, request: Request, reading: Reading, read: Callable[[Reads], T]
+    ) -> T:
         """Run a read that may take long. Raises Overloaded when too many wait."""
         request.left_s()
         if self._queued >= QUEUE_MAX:
@@ -382,16 +403,17 @@ class Search:
         self._queued += 1
         self._queue_gauge.set(self._queued)
 
-        def look_and_read() -> T:
-            with ExitStack() as stack:
-                look = stack.enter_context(served.look(self._serving.others, request.deadline))
-                return read(self._reads(look, request.deadline, stack))
+        def look_and_read(stack: ExitStack) -> T:
+            def look(served: Served) -> Look:
+                return reading.look(served, stack)
+
+            return read(self._reads(look(served), request.deadline, look))
 
         try:
             # It may wait for a thread for longer than its client does; in one it looks at the clock itself.
             async with asyncio.timeout_at(request.deadline):
-                threads = self._threads if served.is_here else self._waiting_threads
-                return await asyncio.get_running_loop().run_in_executor(threads, _again, look_and_read)
+                threads = self._threads if await reading.prepare(served) else self._waiting_threads
+                return await asyncio.get_running_loop().run_in_executor(threads, reading.run, look_and_read)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the request's timeout passed before it was answered; give it more by ?timeout=seconds"
@@ -400,7 +422,7 @@ class Search:
             self._queued -= 1
             self._queue_gauge.set(self._queued)
 
-    def _reads(self, look: Look, deadline: float, stack: ExitStack) -> Reads:
+    def _reads(self, look: Look, deadline: float, look_at: Callable[[Served], Look]) -> Reads:
         until = Deadline(deadline, time.monotonic)  # as loop time, and may be read from a thread
 
         def heeding(look: Look) -> Look:
@@ -409,8 +431,7 @@ class Search:
             return look
 
         def named(name: str) -> Look:
-            there = self._serving.known(name).look(self._serving.others, deadline)
-            return heeding(stack.enter_context(there))
+            return heeding(look_at(self._serving.known(name)))
 
         return Reads(heeding(look), named, until, lambda: self._random.getrandbits(63))
 
@@ -437,13 +458,9 @@ class Search:
         return timed
 
 
-def _again(read: Callable[[], T]) -> T:
-    """Begin a read anew, within bounds, that took so long that rows it needs were let go."""
-    for _ in range(LOOKS_MAX - 1):
-        with suppress(LookTooOld):
-            return read()
-    return read()
+def _told(request: Request, level: Consistency) -> dict[str, str] | None:
+    return served_with(level) if "consistency" in request.query else None
 
 
-def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0
+def _never_named(served: Served) -> Look:
+    raise InvariantBroken("a short search looks at one collection only")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
 
+from agent.front.asking import Where
 from agent.front.others import Others
+from agent.front.places import Held
 from agent.front.queries.collection import Collection as Look
 from agent.front.queries.plan import VectorSpec
 from agent.front.queries.source import LocalSource, Source
@@ -31,7 +33,7 @@ from core.settings import Settings
 from net.logs import Log
 
 FOLLOW_S = 1.0
-Elsewhere = Mapping[int, tuple[NodeId, ...]]
+_NOWHERE: Mapping[int, Where] = {}
 _FETCH_TIMEOUT_S = 5.0
 _decode_view = msgspec.json.Decoder(ClusterView).decode
 _decode_settings = msgspec.json.Decoder(Settings).decode
@@ -109,11 +111,19 @@ class Served:
     """One collection: its definition in the map, and its shards."""
 
     def __init__(
-        self, info: cluster.Collection, shards: tuple[Shard, ...], reads: Reads, elsewhere: Elsewhere
+        self,
+        info: cluster.Collection,
+        shards: tuple[Shard, ...],
+        reads: Reads,
+        records: tuple[cluster.Shard, ...],
     ) -> None:
         self.info, self.shards, self._reads = info, shards, reads
-        self._elsewhere = elsewhere
-        """Shards without a replica here that may be read, by number, and the nodes that have one."""
+        here = {shard.number: shard for shard in shards}
+        self._here = here
+        self._elsewhere = {one.number: one for one in records if one.number not in here}
+        """Shards without a replica here that may be read."""
+        self.held = Held(info.id, info.name, records, self._applied)
+        self.replicas = max((len(one.in_sync) + len(one.learners) for one in records), default=1)
         self.name = info.name
         self.vectors: Mapping[str, VectorSpec] = {
             name: VectorSpec(name, info.vectors[name], params) for name, params in info.params.vectors.items()
@@ -126,19 +136,31 @@ class Served:
         return not self._elsewhere
 
     @contextmanager
-    def look(self, others: Others | None = None, deadline_s: float = 0.0) -> Iterator[Look]:
-        """A consistent look at each shard, released at the end; through `others` at those elsewhere.
+    def look(
+        self,
+        elsewhere: Mapping[int, Where] = _NOWHERE,
+        others: Others | None = None,
+        deadline_s: float = 0.0,
+        *,
+        without: Collection[int] = (),
+    ) -> Iterator[Look]:
+        """A consistent look at each shard, released at the end; through `others` at those `elsewhere`.
 
-        Damage met meanwhile names the collection.
+        Damage met meanwhile names the collection. `without`: shards that the request can do without.
         """
         with ExitStack() as stack:
             stack.enter_context(self._reads.held())
             try:
-                views = [stack.enter_context(shard.reader.view()) for shard in self.shards]
+                shards = self.shards
+                if elsewhere or without:
+                    shards = tuple(s for s in shards if s.number not in elsewhere and s.number not in without)
+                views = [stack.enter_context(shard.reader.view()) for shard in shards]
                 sources: list[Source] = [LocalSource(view) for view in views]
-                for number, nodes in self._elsewhere.items():
-                    sources.append(self._asked_of(others).source(self.info.id, number, nodes, deadline_s))
-                yield Look(self.name, self.vectors, sources, self.text_indexes, self.is_here)
+                if elsewhere or self._elsewhere:
+                    asked = self._asked_of(others)
+                    wanted = [where for where in elsewhere.values() if where.shard not in without]
+                    sources += [asked.source(where, deadline_s) for where in wanted]
+                yield Look(self.name, self.vectors, sources, self.text_indexes, len(sources) == len(views))
             except Damaged as problem:
                 raise Damaged(f"collection {self.name!r}: {problem}") from None
 
@@ -151,6 +173,10 @@ class Served:
                     yield LocalSource(view)
                 return
         raise NotFound(f"this node has no replica of shard {number} of collection {self.name}")
+
+    def _applied(self, number: int) -> int | None:
+        shard = self._here.get(number)
+        return None if shard is None or isinstance(shard.reader, NoReader) else shard.record().applied
 
     def points(self) -> int:
         return sum(shard.record().points for shard in self.shards)
@@ -166,7 +192,10 @@ class Served:
         if self._elsewhere:
             asked = self._asked_of(others)
             states += await asyncio.gather(
-                *(asked.state(self.info.id, n, nodes, timeout_s) for n, nodes in self._elsewhere.items())
+                *(
+                    asked.state(self.held.where(one, one.in_sync), timeout_s)
+                    for one in self._elsewhere.values()
+                )
             )
             states.sort(key=lambda state: state.number)
         return cluster_answers.collection_answer(
@@ -185,7 +214,7 @@ class Served:
 
     def _asked_of(self, others: Others | None) -> Others:
         if others is None:
-            where = ", ".join(f"shard {n} on {', '.join(nodes)}" for n, nodes in self._elsewhere.items())
+            where = ", ".join(f"shard {n} on {', '.join(one.in_sync)}" for n, one in self._elsewhere.items())
             raise Unavailable(f"{where}: this node's file names no secret_file, so it can't ask there")
         return others
 
@@ -312,6 +341,8 @@ class Serving:
                 header, body = await self._link.call("settings.get", {}, timeout_s=_FETCH_TIMEOUT_S)
                 self.settings, self.settings_version = _decode_settings(body), header["version"]
                 self.limits = self.settings.limits()
+                if self.others is not None:
+                    self.others.prefer(self.settings)
             if self._view is None or node.epoch > self._view.epoch:
                 _, body = await self._link.call("view.get", {}, timeout_s=_FETCH_TIMEOUT_S)
                 self._take(_decode_view(body))
@@ -346,10 +377,8 @@ class Serving:
         by_id: dict[CollectionId, Served] = {}
         for id_, info in view.map.collections.items():
             shards: list[Shard] = []
-            elsewhere: dict[int, tuple[NodeId, ...]] = {}
             for one in view.shards[id_].shards:
                 if self._me not in one.in_sync:
-                    elsewhere[one.number] = one.in_sync
                     continue
                 key = (id_, one.number)
                 place = places.get(key)
@@ -361,7 +390,7 @@ class Serving:
                     found = Shard(self._page, place, one.number, self._reader(folder, place))
                 found.reader.set_schema(info)
                 shards.append(found)
-            by_id[id_] = Served(info, tuple(shards), self._reads, elsewhere)
+            by_id[id_] = Served(info, tuple(shards), self._reads, view.shards[id_].shards)
         for key, shard in old.items():
             if key not in kept:
                 shard.reader.close()
@@ -384,6 +413,11 @@ class Serving:
             if state.number == shard:
                 return state
         raise NotFound(f"this node has no replica of shard {shard} of collection {collection}")
+
+    def applied_at(self, collection: int, shard: int) -> int:
+        """How far this node's replica is, for another node; 0 if there is none that can be read."""
+        served = self._by_id.get(CollectionId(collection))
+        return (served.held.applied(shard) or 0) if served is not None else 0
 
     def look_at(self, collection: int, shard: int) -> AbstractContextManager[LocalSource]:
         """For another node. Raises NotFound."""

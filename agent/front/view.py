@@ -30,6 +30,8 @@ _BIT = np.left_shift(1, np.arange(8)).astype(np.uint8)
 class LookTooOld(Unavailable):
     """Rows of points that died since the look began have been let go. A new look has what is there now."""
 
+    code = "look-too-old"
+
 
 class Look:
     """Live bits, record and graphs of one moment. `base` is a multiple of 8; bits begin there.

@@ -27,7 +27,7 @@ class Call:
 _C = "/collections/{collection_name}"
 _P = f"{_C}/points"
 _WRITE = ("wait", "ordering", "timeout")
-_READ = ("consistency", "timeout")
+_READ = ("consistency", "allow_partial", "timeout")
 _DONE, _TEXT, _FILE = bool, "text/plain", "application/octet-stream"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,6 +26,8 @@ from core.hashing import PointId, id_key, shard_of
 from core.payload import Payload, elements_at, parse_path
 from core.query.ranking import best
 from core.query.scoring import similarity
+
+ASKERS = ThreadPoolExecutor(8, thread_name_prefix="ask")
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def collection(
 def elsewhere(source: LocalSource) -> RemoteSource:
     """The shard as another node sees it: all that is asked and answered goes through bytes."""
     never = Deadline(None, time.monotonic)
-    return RemoteSource(lambda kind, body: answer(source, kind, body, never))
+    return RemoteSource(lambda kind, body: answer(source, kind, body, never), ASKERS.submit)
 
 
 def reads(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from core.balancer import SLOW_START_S, Balancer, Standing, Strategy
+from core.balancer import HEDGE_S_START, SLOW_START_S, Balancer, Standing, Strategy
 from core.cluster import NodeId
 from core.errors import InvariantBroken
 
@@ -136,3 +136,20 @@ def test_failures_make_a_node_dearer_though_they_come_quickly() -> None:
 def test_a_read_without_replicas_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(InvariantBroken):
         balancer(Strategy.RANDOM).pick((), 0.0)
+
+
+def test_a_read_is_late_when_it_takes_longer_than_nineteen_of_twenty() -> None:
+    of = balancer(Strategy.ADAPTIVE)
+    assert of.hedge_after_s(N1) == HEDGE_S_START
+    for took_ms in range(60):
+        of.began(N1)
+        of.finished(N1, 0.010 + took_ms / 1000, 0.0, ok=True)
+    assert of.hedge_after_s(N1) == pytest.approx(0.067)
+    assert of.hedge_after_s(N2) == HEDGE_S_START
+
+
+def test_a_read_that_was_withdrawn_is_no_longer_in_flight_and_measures_nothing() -> None:
+    of = balancer(Strategy.LEAST_CONNECTIONS)
+    of.began(N1)
+    of.withdrawn(N1)
+    assert (of.statistics()[N1].in_flight, of.statistics()[N1].served) == (0, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from agent.front.queries import merging
 from agent.front.queries.leaves import Chosen, Hits
 from agent.front.queries.plan import VectorSpec
-from agent.front.queries.source import Source
+from agent.front.queries.source import Source, each_with
 from core.filters import Condition, Filter, HasVector, TextIndexes, compile_condition, conditions_in
 from core.payload import decode_payload
 from core.query.scoring import F32, F64, I64, Bits
@@ -30,20 +30,20 @@ class Candidates:
 
     def rows(self, vector: VectorSpec) -> F32:
         out = np.zeros((len(self.hits), vector.size), np.float32)
-        for source, at, chosen in self._parts:
-            out[at] = source.rows(vector.v, chosen)
+        for at, rows in self._read(lambda source, chosen: source.rows(vector.v, chosen)):
+            out[at] = rows
         return out
 
     def has(self, vector: VectorSpec) -> Bits:
         out = np.zeros(len(self.hits), np.bool_)
-        for source, at, chosen in self._parts:
-            out[at] = source.has(vector.v, chosen)
+        for at, has in self._read(lambda source, chosen: source.has(vector.v, chosen)):
+            out[at] = has
         return out
 
     def seqs(self) -> I64:
         out = np.zeros(len(self.hits), np.int64)
-        for source, at, chosen in self._parts:
-            out[at] = source.seqs(chosen)
+        for at, seqs in self._read(lambda source, chosen: source.seqs(chosen)):
+            out[at] = seqs
         return out
 
     def payloads(self) -> list[bytes]:
@@ -56,10 +56,16 @@ class Candidates:
         if len(self._parts) == 1:
             return list(read(self._parts[0][0], self._parts[0][2]))
         out = [nothing] * len(self.hits)
-        for source, at, chosen in self._parts:
-            for i, value in zip(at.tolist(), read(source, chosen), strict=True):
+        for at, values in self._read(read):
+            for i, value in zip(at.tolist(), values, strict=True):
                 out[i] = value
         return out
+
+    def _read(self, read: Callable[[Source, Chosen], T]) -> Iterator[tuple[I64, T]]:
+        """What each shard answers about its part of the hits, and where that is."""
+        sources, chosen = [part[0] for part in self._parts], [part[2] for part in self._parts]
+        answers = each_with(sources, chosen, read)
+        return zip((part[1] for part in self._parts), answers, strict=True)
 
 
 class FormulaRows(Candidates):

@@ -11,9 +11,9 @@ from agent.front.queries import merging
 from agent.front.queries.candidates import Candidates, FormulaRows
 from agent.front.queries.collection import Collection
 from agent.front.queries.deadline import Deadline
-from agent.front.queries.leaves import Among, Hits, Nearest, Ordered, Page, Sampled, Scored
+from agent.front.queries.leaves import Among, Hits, Leaf, Nearest, Ordered, Page, Sampled, Scored
 from agent.front.queries.plan import ById, Diverse, Near, Node, Special, VectorSpec
-from agent.front.queries.source import Source
+from agent.front.queries.source import Source, each_with
 from core.api.searches import Dbsf, Formula, OrderBy, Rrf, Sample
 from core.query import fusion, mmr, scoring
 from core.query.formula import evaluate
@@ -57,39 +57,42 @@ class Execution:
             return self._diverse(node, what, wanted, only)
         if isinstance(what, Special):
             vector = _vector(node)
-            lists = [
-                source.run(Scored(among, vector.v, vector.metric, what.judge, wanted), self.deadline)
-                for source, among in zip(self.sources, self._among(node, only), strict=True)
-            ]
+            lists = self._run(
+                node, only, lambda among: Scored(among, vector.v, vector.metric, what.judge, wanted)
+            )
             return _over(node, merging.by_score(lists, wanted), larger=True, strictly=True)
         return self._unscored(node, wanted, only)
 
     def _unscored(self, node: Node, wanted: int, only: Hits | None) -> Hits:
         """Queries whose scores are all 1."""
-        what, deadline = node.what, self.deadline
-        places = list(zip(self.sources, self._among(node, only), strict=True))
+        what = node.what
         if isinstance(what, OrderBy):
-            orders = [
-                source.run(Ordered(among, str(what.path), wanted, what.descending, what.start_from), deadline)
-                for source, among in places
-            ]
+            order = what
+            orders = self._run(
+                node,
+                only,
+                lambda among: Ordered(among, str(order.path), wanted, order.descending, order.start_from),
+            )
             return merging.by_order(orders, wanted, descending=what.descending)
         if isinstance(what, Sample):
-            draws = [source.run(Sampled(among, wanted, self.draw()), deadline) for source, among in places]
+            draws = self._run(node, only, lambda among: Sampled(among, wanted, self.draw()))
             hits = merging.by_score(draws, node.limit)
             return merging.rescored(hits, np.ones(len(hits), np.float32))
         assert isinstance(what, ById)
-        return merging.by_key([source.run(Page(among, wanted), deadline) for source, among in places], wanted)
+        return merging.by_key(self._run(node, only, lambda among: Page(among, wanted)), wanted)
+
+    def _run(self, node: Node, only: Hits | None, leaf: Callable[[Among], Leaf]) -> list[Hits]:
+        leaves = [leaf(among) for among in self._among(node, only)]
+        return each_with(self.sources, leaves, lambda source, one: source.run(one, self.deadline))
 
     def _nearest(self, node: Node, queries: F32, wanted: int, only: Hits | None) -> list[Hits]:
         """One merged list a query, with API scores."""
         vector = _vector(node)
-        answers = [
-            source.nearest(
-                Nearest(among, vector.v, vector.metric, queries, wanted, node.ef, node.exact), self.deadline
-            )
-            for source, among in zip(self.sources, self._among(node, only), strict=True)
+        leaves = [
+            Nearest(among, vector.v, vector.metric, queries, wanted, node.ef, node.exact)
+            for among in self._among(node, only)
         ]
+        answers = each_with(self.sources, leaves, lambda source, leaf: source.nearest(leaf, self.deadline))
         merged = [merging.by_score([answer[q] for answer in answers], wanted) for q in range(len(queries))]
         return [merging.rescored(hits, scoring.scores_of(vector.metric, hits.scores)) for hits in merged]
 

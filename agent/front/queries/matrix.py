@@ -11,6 +11,7 @@ from agent.front.queries.candidates import Candidates
 from agent.front.queries.execution import Execution
 from agent.front.queries.leaves import Among, Sampled
 from agent.front.queries.plan import VectorSpec
+from agent.front.queries.source import each_with
 from core.api.reads import Matrix
 from core.query import scoring
 from core.query.ranking import best
@@ -29,10 +30,8 @@ class Distances:
 def distances(execution: Execution, vector: VectorSpec, request: Matrix) -> Distances:
     """Empty if fewer than two points match and have the vector."""
     among, deadline = Among(request.filter), execution.deadline
-    draws = [
-        source.run(Sampled(among, request.sample, execution.draw(), vector.v), deadline)
-        for source in execution.sources
-    ]
+    leaves = [Sampled(among, request.sample, execution.draw(), vector.v) for _ in execution.sources]
+    draws = each_with(execution.sources, leaves, lambda source, leaf: source.run(leaf, deadline))
     sample = merging.by_key([merging.by_score(draws, request.sample)], request.sample)
     if len(sample) < 2:
         return Distances([], [], [], [])

@@ -12,6 +12,7 @@ from agent.front.queries import plan
 from agent.front.queries.collection import Collection
 from agent.front.queries.leaves import Judge
 from agent.front.queries.plan import VectorSpec
+from agent.front.queries.source import each
 from core.api import searches
 from core.api.config import Distance
 from core.api.searches import Context, Discover, Example, Feedback, Mmr, Nearest, Recommend, VectorQuery
@@ -87,8 +88,8 @@ def stored_rows(collection: Collection, vector: VectorSpec, keys: Sequence[bytes
     """The vectors (n, d) of these points. Raises NotFound for one that is missing or lacks the vector."""
     rows = np.empty((len(keys), vector.size), np.float32)
     left = {key: i for i, key in enumerate(keys)}
-    for source in collection.sources:
-        here = source.find(list(left))
+    found = each(collection.sources, lambda source: source.find(keys))
+    for source, here in zip(collection.sources, found, strict=True):
         if len(here.keys):
             has = source.has(vector.v, here)
             if not has.all():

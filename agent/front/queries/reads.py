@@ -17,12 +17,13 @@ from agent.front.queries.leaves import Among, Hits, Ordered, Page
 from agent.front.queries.plain import is_plain
 from agent.front.queries.plan import Node, VectorSpec
 from agent.front.queries.planner import Planner
+from agent.front.queries.source import Source, each
 from core.api.reads import Count, Facet, Matrix, Retrieve, Scroll
 from core.api.searches import Groups, Search
 from core.api.selectors import VectorSelector
 from core.hashing import point_id
 from core.payload import PayloadSelector
-from core.query.facets import facet_hits
+from core.query.facets import FacetCounts, facet_hits
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +85,28 @@ class Reads:
         if request.order_by is not None:
             order = request.order_by
             leaf = Ordered(among, str(order.path), request.limit, order.descending, order.start_from)
-            lists = [source.run(leaf, self.deadline) for source in sources]
+            lists = each(sources, lambda source: source.run(leaf, self.deadline))
             hits = merging.by_order(lists, request.limit, descending=order.descending)
             return answers.ScrollPage(records(self.collection, hits, wanted), None)
         # One more than the page: the first of the next.
         page = Page(among, request.limit + 1, request.offset)
-        hits = merging.by_key([source.run(page, self.deadline) for source in sources], request.limit + 1)
+        pages = each(sources, lambda source: source.run(page, self.deadline))
+        hits = merging.by_key(pages, request.limit + 1)
         more = point_id(hits.keys[request.limit]) if len(hits) > request.limit else None
         return answers.ScrollPage(
             records(self.collection, merging.taken(hits, slice(request.limit)), wanted), more
         )
 
     def count(self, request: Count) -> answers.Count:
-        return answers.Count(sum(source.count(request.filter) for source in self.collection.sources))
+        return answers.Count(sum(each(self.collection.sources, lambda source: source.count(request.filter))))
 
     def facet(self, request: Facet) -> answers.Facets:
-        counts = []
-        for source in self.collection.sources:
+
+        def counted(source: Source) -> FacetCounts:
             self.deadline.check()
-            counts.append(source.facet(str(request.path), request.filter))
+            return source.facet(str(request.path), request.filter)
+
+        counts = each(self.collection.sources, counted)
         hits = facet_hits(counts, request.limit)
         return answers.Facets([answers.FacetHit(value, count) for value, count in hits])
 
@@ -149,10 +153,10 @@ def retrieved(
     collection: Collection, keys: Sequence[bytes], payload: PayloadSelector, vectors: VectorSelector
 ) -> list[answers.Record]:
     """The records of these points, in this order."""
-    lists = []
-    for source in collection.sources:
-        here = source.find(keys)
-        lists.append(Hits(list(here.keys), here.slots, np.ones(len(here.keys), np.float32)))
+    lists = [
+        Hits(list(here.keys), here.slots, np.ones(len(here.keys), np.float32))
+        for here in each(collection.sources, lambda source: source.find(keys))
+    ]
     hits = merging.together(lists)
     place = {key: i for i, key in enumerate(hits.keys)}
     order = np.array([place[key] for key in dict.fromkeys(keys) if key in place], np.int64)

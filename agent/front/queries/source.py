@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -30,11 +31,16 @@ from core.query.order import OrderValue, first, places
 from core.query.ranking import best
 from core.query.scoring import F32, I64
 
+T = TypeVar("T")
+P = TypeVar("P")
 _BLOCK_ROWS = 8192  # rows gathered at once: 12 MB at 384 dimensions
 
 
 class Source(Protocol):
     """One shard, here or elsewhere. Hits carry their keys; `source` is left to the merge."""
+
+    def later(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Work that asks this source: begun now if it only waits, else done when its result is wanted."""
 
     def heed(self, deadline: Deadline) -> None:
         """Filters that look at many payloads end with it, too."""
@@ -62,11 +68,31 @@ class Source(Protocol):
     def values(self, path: str, chosen: Chosen) -> list[list[object]]: ...
 
 
+def each(sources: Sequence[Source], ask: Callable[[Source], T]) -> list[T]:
+    """Every source's answer. Those elsewhere are asked at once, and those here meanwhile."""
+    if len(sources) == 1:
+        return [ask(sources[0])]
+    begun = [source.later(partial(ask, source)) for source in sources]
+    return [done() for done in begun]
+
+
+def each_with(sources: Sequence[Source], parts: Sequence[P], ask: Callable[[Source, P], T]) -> list[T]:
+    """The same, with a part for each."""
+    if len(sources) == 1:
+        return [ask(sources[0], parts[0])]
+    pairs = zip(sources, parts, strict=True)
+    begun = [source.later(partial(ask, source, part)) for source, part in pairs]
+    return [done() for done in begun]
+
+
 class LocalSource:
     """A shard whose files this process reads."""
 
     def __init__(self, view: ShardView) -> None:
         self.view = view
+
+    def later(self, work: Callable[[], T]) -> Callable[[], T]:
+        return work
 
     def heed(self, deadline: Deadline) -> None:
         self.view.heed(deadline.check)
