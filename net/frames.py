@@ -208,10 +208,16 @@ class Caller:
                 raise ConnectionError("the connection was closed here")
             if self._connection is None:
                 framing = await self._dial()
+                if self._was_closed():  # while it was dialled: nobody would end it
+                    framing.close()
+                    raise ConnectionError("the connection was closed here")
                 waiting: dict[int, asyncio.Future[Answer]] = {}
                 reading = asyncio.create_task(self._read(framing, waiting), name=f"frames.{self._whom}")
                 self._connection = _Connection(framing, waiting, reading)
             return self._connection
+
+    def _was_closed(self) -> bool:
+        return self._closed
 
     async def _read(self, framing: Framing, waiting: dict[int, asyncio.Future[Answer]]) -> None:
         lost: Exception = ConnectionError("the connection was closed")

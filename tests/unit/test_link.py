@@ -12,6 +12,7 @@ import pytest
 
 from agent.link import Answer, Client, Handler, Header, Server
 from core.errors import BadRequest, DeadlineExceeded, NotFound, RateLimited, ShoalError, Unavailable
+from net.frames import Caller, Plain
 from net.logs import log_to
 
 
@@ -125,3 +126,27 @@ async def test_a_lost_connection_ends_all_calls_and_the_next_call_connects_again
 async def test_without_a_server_a_call_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         await Client(str(tmp_path / "nobody")).call("echo", {}, timeout_s=1)
+
+
+async def test_a_caller_that_is_closed_while_it_dials_keeps_no_connection(tmp_path: Path) -> None:
+    server = Server({"echo": echo}, log_to(sys.stderr, "logfmt", "error"))
+    await server.start(str(tmp_path / "s"))
+    dialling, may_go_on = asyncio.Event(), asyncio.Event()
+    made: list[Plain] = []
+
+    async def dial() -> Plain:
+        dialling.set()
+        await may_go_on.wait()
+        made.append(Plain(*await asyncio.open_unix_connection(str(tmp_path / "s"))))
+        return made[0]
+
+    caller = Caller(dial, "a server")
+    calling = asyncio.create_task(caller.call("echo", {}, timeout_s=5))
+    await dialling.wait()
+    await caller.close()
+    may_go_on.set()
+    with pytest.raises(Unavailable, match="closed here"):
+        await calling
+    assert made[0].is_closing()
+    assert not caller.is_open
+    await server.close()
