@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,13 +21,15 @@ from agent.metrics import Metrics
 from agent.store.network import Network
 from agent.store.shard import Shard, Until
 from core import cluster
-from core.cluster import ClusterView, CollectionId, shards_key
+from core.cluster import ClusterView, CollectionId, NodeId, shards_key
 from core.errors import ShoalError, Unavailable
 from core.replication.effects import Consistency, NotPrimary, StaleTerm
 from core.wire import Op, Outcome, decode_op, encode_op
 
 ID_BYTES = 16
 PAUSE_S_MIN, PAUSE_S_MAX = 0.02, 0.25
+LOOK_S = 0.1
+"""How often a call to another primary looks whether the map still calls it one."""
 
 _encode_outcome = msgspec.msgpack.Encoder().encode
 _decode_outcome = msgspec.msgpack.Decoder(Outcome).decode
@@ -138,13 +141,42 @@ class Forwarding:
             write.schema,
         )
         left_s = deadline_s - asyncio.get_running_loop().time()
-        header, body = await network.peers.caller(primary).call(
-            "shard.write",
-            msgspec.to_builtins(told, builtin_types=(bytes,)),
-            encode_op(write.op),
-            timeout_s=left_s,
-        )
+        async with self._while_primary(collection, shard, primary):
+            header, body = await network.peers.caller(primary).call(
+                "shard.write",
+                msgspec.to_builtins(told, builtin_types=(bytes,)),
+                encode_op(write.op),
+                timeout_s=left_s,
+            )
         return Done(_decode_outcome(body), int(header["seq"]), int(header["covers"]))
+
+    @asynccontextmanager
+    async def _while_primary(
+        self, collection: CollectionId, shard: int, primary: NodeId
+    ) -> AsyncIterator[None]:
+        """Ends with Unavailable once the map names another: who is stopped or cut off says nothing."""
+        loop = asyncio.get_running_loop()
+        looking: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal looking
+            try:
+                is_moved = _record(self._host.view(), collection, shard).primary != primary
+            except Unavailable:
+                is_moved = True
+            if is_moved:
+                moved.reschedule(loop.time())
+            else:
+                looking = loop.call_later(LOOK_S, look)
+
+        looking = loop.call_later(LOOK_S, look)
+        try:
+            async with asyncio.timeout(None) as moved:
+                yield
+        except TimeoutError:
+            raise Unavailable(f"node {primary} is no longer its primary") from None
+        finally:
+            looking.cancel()
 
     async def _here(self, collection: CollectionId, shard: int, write: Write, deadline_s: float) -> Done:
         replica = self._host.local(collection, shard)
