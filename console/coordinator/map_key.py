@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +19,7 @@ from net.logs import Log
 
 MAP_KEY = "map"
 AGAIN_S = 0.1
+TOLD_S = 1.0
 WATCH_S = 3.0
 """Through an agent that hangs nothing would be seen for longer."""
 
@@ -33,7 +35,7 @@ class MapKey:
 
     async def run(self) -> None:
         """Raises Deposed if a higher leader has stamped it."""
-        told = ""
+        reached_s, is_told = time.monotonic(), False
         while True:
             try:
                 if self._version is None or await self._state.watch(
@@ -41,13 +43,14 @@ class MapKey:
                 ):
                     # A watch is a hint: what rests on the map rests on what was chosen.
                     await self._take(await self._state.read(MAP_KEY))
-                told = ""
+                reached_s, is_told = time.monotonic(), False
             except Deposed:
                 raise
             except ShoalError as problem:
-                if str(problem) != told:
-                    told = str(problem)
-                    self._log.warning("map.not_read", text=told)
+                # A watch ends with its agent, which is no news: the next one is asked.
+                if not is_told and time.monotonic() > reached_s + WATCH_S + TOLD_S:
+                    is_told = True
+                    self._log.warning("map.not_read", text=str(problem))
                 await asyncio.sleep(AGAIN_S)
 
     async def _take(self, found: Versioned) -> None:

@@ -80,8 +80,6 @@ class _Case:
 
     failures: int = 0
     again_s: float = 0.0
-    silent: frozenset[NodeId] = frozenset()
-    silent_until_s: float = 0.0
     told: str = ""
 
 
@@ -102,6 +100,8 @@ class _Government:
         """Shards to be looked at: something has happened to them, or they wait for something."""
         self._busy: set[ShardId] = set()
         self._cases: dict[ShardId, _Case] = {}
+        self._silent: dict[ShardId, tuple[frozenset[NodeId], float]] = {}
+        """Who did not answer the last attempt that failed, and until when that counts."""
         self._renewed_s: dict[tuple[ShardId, NodeId], float] = {}
         self._scene: object = None
         self._versions: dict[CollectionId, int] = {}
@@ -257,7 +257,7 @@ class _Government:
         params = self._map.collections[shard_id[0]].params
         placed = max(1, min(len(shard.replicas), params.replication_factor))
         smallest = smallest_set(placed, params.write_consistency_factor)
-        replicas = self._replicas(shard_id, shard, lost.get(shard_id, {}), case)
+        replicas = self._replicas(shard_id, shard, lost.get(shard_id, {}))
         step = next_step(shard, smallest, replace(nodes, led=led), replicas)
         if case.told and not isinstance(step, Stuck):
             case.told = ""
@@ -276,18 +276,26 @@ class _Government:
                     self._note_begun(shard_id, step)
                     self._take(shard_id, self._attempt(key, shard, step), "reconfigure")
 
-    def _replicas(self, shard_id: ShardId, shard: Shard, lost: dict[NodeId, int], case: _Case) -> Replicas:
+    def _replicas(self, shard_id: ShardId, shard: Shard, lost: dict[NodeId, int]) -> Replicas:
+        silent, until_s = self._silent.get(shard_id, (frozenset(), 0.0))
+        return Replicas(
+            lags=self._lags(shard_id, shard),
+            lost=frozenset(n for n, has in lost.items() if shard.replicas.get(n) not in (None, has)),
+            silent=silent if time.monotonic() < until_s else (),
+        )
+
+    def _lags(self, shard_id: ShardId, shard: Shard) -> dict[NodeId, int] | None:
         told = self._stores.told(shard.primary)
         leads = told.leads.get(shard_id) if told is not None and told.leads is not None else None
-        return Replicas(
-            lags=leads.lags if leads is not None and leads.term == shard.term else None,
-            lost=frozenset(n for n, has in lost.items() if shard.replicas.get(n) not in (None, has)),
-            silent=case.silent if time.monotonic() < case.silent_until_s else (),
-        )
+        if leads is None or leads.term != shard.term:
+            return None
+        # Who has nothing of a log may not even be there, however short the log is.
+        return {n: lag for n, lag in leads.lags.items() if lag < leads.last_seq or leads.last_seq == 0}
 
     def _forget(self, shard_id: ShardId) -> None:
         self._attention.discard(shard_id)
         self._cases.pop(shard_id, None)
+        self._silent.pop(shard_id, None)
 
     def _say_stuck(self, shard_id: ShardId, step: Stuck, case: _Case) -> None:
         self._cases[shard_id] = case
@@ -317,7 +325,7 @@ class _Government:
         now_s = time.monotonic()
         pause_s = min(AGAIN_S_MAX, AGAIN_S * 2 ** min(case.failures - 1, 10))
         case.again_s = now_s + pause_s * random.uniform(0.5, 1.0)
-        case.silent, case.silent_until_s = frozenset(silent), now_s + SILENT_S
+        self._silent[shard_id] = (frozenset(silent), now_s + SILENT_S)
         self._log.warning("shard.step_failed", shard=self._say(shard_id), text=problem, silent=list(silent))
 
     def _note_begun(self, shard_id: ShardId, step: Reconfigure) -> None:

@@ -123,6 +123,7 @@ class Host:
         self.deaf_to: set[str] = set()
         """What it also says not to hear."""
         self.asked_while_deaf = False
+        self.pings = 0
         self.told: list[list[str]] = []
         self.commands: list[ms.Command] = []
         self.incarnations = itertools.count(10)
@@ -198,6 +199,7 @@ class Host:
         ]
         has = {id_: disk.identity.incarnation for id_, disk in self.disks.items()}
         lost = [[*id_, has.get(id_, 0)] for id_, named in self.named.items() if has.get(id_, 0) != named]
+        self.pings += 1
         self.asked_while_deaf = bool(self.deaf_to)
         unheard = sorted({*self.node.peers.unheard(), *self.deaf_to})
         return {"unheard": unheard, "epoch": 0, "shards": leads, "lost": lost}, b""

@@ -318,3 +318,20 @@ async def test_a_primary_that_is_cut_off_from_all_others_is_the_one_that_goes(
         moved = await until_shard(shoal, lambda s: is_settled(s) and len(s.in_sync) == 2)
         assert set(moved.in_sync) == {"n2", "n3"}
         assert moved.term == 2
+
+
+async def test_a_learner_that_has_said_nothing_is_not_taken_in(cluster: Cluster, shoal: Shoal) -> None:
+    await shoal.begin([["n1", "n2"]], CollectionParams(replication_factor=3))
+    primary = shoal.primary()
+    assert primary is not None
+    shoal.write(b"op 1")
+    await change(shoal, lambda s: replace(s, shards=(with_learner(s.shards[0], NodeId("n3"), 5),)))
+    learners = replica_ids(await shoal.shard(), [NodeId("n3")])
+    members = replica_ids(await shoal.shard(), (await shoal.shard()).in_sync)
+    primary.perform(primary.replica.activate(1, members, 0, learners))
+    async with leader(cluster):
+        asked = shoal.hosts["n1"].pings
+        await until(lambda: shoal.hosts["n1"].pings > asked + 5)
+        assert (await shoal.shard()).term == 1
+        shoal.hosts["n3"].add((1, 0), incarnation=5)
+        await until_shard(shoal, lambda s: is_settled(s) and len(s.in_sync) == 3)
