@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import os
 import random
 import threading
 import time
@@ -49,7 +48,7 @@ class Load:
     keys: int = 24
     first_key: int = 1
     ordering: str = "medium"
-    reads: str = os.environ.get("LOAD_READS", "eventual")
+    reads: str = "quorum"
     through: Sequence[str] = ()
     stays: bool = False
     """Each client stays with its node, whatever happens."""
