@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 pip_install := $(python) -m pip install --quiet --no-deps
 
 help:
-	@echo "make demo       start a node on real texts, search it, measure it (the first time: installs, a minute)"
+	@echo "make demo       three nodes on real texts: search, measure, kill one (the first time: installs, a minute)"
 	@echo "make install    only install: .venv with the shoal command"
 	@echo "make test       the quick tests"
 	@echo "make test-long  crashes, damage, full disks, foreign clients"

@@ -1,4 +1,4 @@
-"""`shoal demo`: a node, this Python's own documentation in it, questions to it, and what was measured."""
+"""`shoal demo`: three nodes, this Python's own documentation in them, questions, a death, and numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from console.demo.embedding import F32, Embedder, fit
+from console.demo.failover import lose_a_node
 from console.demo.measuring import measure
-from console.demo.node import DemoNode, running_node
+from console.demo.nodes import starting_nodes, wait_for_all
 from console.demo.rest import Hit, Rest
 from console.demo.texts import Text, standard_library_texts
+from console.up.cluster import LocalCluster
 from core.errors import ExitCode, NotFound, ShoalError
 
 _COLLECTION = "python-docs"
 _DIMENSIONS = 128
+_SHARDS, _COPIES = 4, 3
 _UPSERT_POINTS = 256
 _GREEN_WITHIN_S = 30.0
 _MEASURED_SEARCHES = 200
+_KILL = "k"
 _QUESTIONS = (
     ("open a web page in a browser", None),
     ("pick a random element of a list", None),
@@ -32,32 +37,102 @@ _QUESTIONS = (
 
 
 def run_demo(*, texts_max: int, keep: bool) -> int:
-    """Runs the whole story; returns the exit status. However it ends, the node that it started is stopped."""
+    """Runs the whole story; returns the exit status. However it ends, its nodes are stopped."""
     signal.signal(signal.SIGTERM, _end_in_order)
-    texts = _read_texts(texts_max)
     begun_s = time.monotonic()
-    # The name twice: it says in two words what the text is about.
-    full = [f"{text.name} {text.name} {text.text}" for text in texts]
-    embedder = fit(full, dimensions=_DIMENSIONS)
-    vectors = embedder.embed(full)
-    _say(f"Embedded by TF-IDF and a truncated SVD: {embedder.dimensions} dimensions, {_since(begun_s)}.")
-    with running_node(keep=keep) as node:
-        _say(f"Started a node at {node.url}, ready after {node.ready_after_s:.2f} s.")
-        rest = Rest(node.host, node.port)
+    with starting_nodes(keep=keep) as cluster:
+        texts = _read_texts(texts_max)
+        embedder, vectors = _embed(texts)
+        wait_for_all(cluster)
+        urls = ", ".join(cluster.url(node) for node in cluster.config.nodes)
+        _say(f"Three nodes in three zones and a coordinator, ready after {_since(begun_s)}: {urls}")
+        nodes = _Nodes(cluster)
         try:
-            _fill(rest, texts, vectors)
+            story = _Story(cluster, nodes, embedder, vectors)
+            _fill(nodes, texts, vectors)
             for question, module in _QUESTIONS:
-                _ask(rest, embedder, question, module)
-            _measure(rest, vectors)
-            _converse(rest, embedder, node)
+                story.ask(question, module)
+            _measure(nodes.any, vectors)
+            story.lose_a_node()
+            _say(f"All this took {_since(begun_s)}.")
+            story.converse()
         finally:
-            rest.close()
+            nodes.close()
+    folder = cluster.config.data_dir
     _say(
-        f"The node is stopped. Its data stay in {node.folder}"
+        f"The nodes are stopped. Their data stay in {folder}"
         if keep
-        else "The node is stopped, its data are gone."
+        else "The nodes are stopped, their data are gone."
     )
     return ExitCode.OK
+
+
+class _Nodes:
+    """A connection to each node: any of them takes any request."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._rests = {node.id: Rest.at(node.address) for node in cluster.config.nodes}
+        self._turn = 0
+
+    @property
+    def all(self) -> list[Rest]:
+        return list(self._rests.values())
+
+    @property
+    def any(self) -> Rest:
+        """The next one's turn."""
+        self._turn += 1
+        return self.all[self._turn % len(self._rests)]
+
+    def of(self, node: str) -> Rest:
+        return self._rests[node]
+
+    def close(self) -> None:
+        for rest in self.all:
+            rest.close()
+
+
+@dataclass(slots=True)
+class _Story:
+    """What can be told again: a question, and the death of a node."""
+
+    cluster: LocalCluster
+    nodes: _Nodes
+    embedder: Embedder
+    vectors: F32
+
+    def ask(self, question: str, module: str | None = None) -> None:
+        _ask(self.nodes.any, self.embedder, question, module)
+
+    def lose_a_node(self) -> None:
+        def ask_others(node: str) -> None:
+            _ask(self.nodes.of(node), self.embedder, _QUESTIONS[0][0])
+            print()
+
+        print()
+        lose_a_node(self.cluster, _COLLECTION, self.vectors[:_SHARDS].tolist(), _say, ask_others)
+
+    def converse(self) -> None:
+        """Further questions from a terminal, until an empty line, Ctrl-D or Ctrl-C."""
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return
+        url = self.cluster.url(self.cluster.config.nodes[0])
+        print(
+            f"\nAsk on; {_KILL} kills a node once more, an empty line ends the demo. Others may ask, too: "
+            f"curl {url}/collections"
+        )
+        while True:
+            try:
+                question = input("? ").strip()
+                if not question:
+                    return
+                if question == _KILL:
+                    self.lose_a_node()
+                else:
+                    self.ask(question)
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return
 
 
 def _end_in_order(_number: int, _frame: object) -> NoReturn:
@@ -76,22 +151,39 @@ def _read_texts(texts_max: int) -> list[Text]:
     return texts
 
 
-def _fill(rest: Rest, texts: Sequence[Text], vectors: F32) -> None:
-    rest.call(
-        "PUT", f"/collections/{_COLLECTION}", {"vectors": {"size": vectors.shape[1], "distance": "Cosine"}}
-    )
+def _embed(texts: Sequence[Text]) -> tuple[Embedder, F32]:
+    begun_s = time.monotonic()
+    # The name twice: it says in two words what the text is about.
+    full = [f"{text.name} {text.name} {text.text}" for text in texts]
+    embedder = fit(full, dimensions=_DIMENSIONS)
+    vectors = embedder.embed(full)
+    _say(f"Embedded by TF-IDF and a truncated SVD: {embedder.dimensions} dimensions, {_since(begun_s)}.")
+    return embedder, vectors
+
+
+def _fill(nodes: _Nodes, texts: Sequence[Text], vectors: F32) -> None:
+    collection = {
+        "vectors": {"size": vectors.shape[1], "distance": "Cosine"},
+        "shard_number": _SHARDS,
+        "replication_factor": _COPIES,
+    }
+    nodes.any.call("PUT", f"/collections/{_COLLECTION}", collection)
     index = {"field_name": "module", "field_schema": "keyword"}
-    rest.call("PUT", f"/collections/{_COLLECTION}/index?wait=true", index)
+    nodes.any.call("PUT", f"/collections/{_COLLECTION}/index?wait=true", index)
     begun_s = time.monotonic()
     for first in range(0, len(texts), _UPSERT_POINTS):
         points = [
             {"id": i, "vector": vectors[i].tolist(), "payload": _payload(texts[i])}
             for i in range(first, min(first + _UPSERT_POINTS, len(texts)))
         ]
-        rest.call("PUT", f"/collections/{_COLLECTION}/points?wait=true", {"points": points})
+        nodes.any.call("PUT", f"/collections/{_COLLECTION}/points?wait=true", {"points": points})
     rate = len(texts) / (time.monotonic() - begun_s)
-    _say(f"Stored {len(texts):,} points, each on disk before it was acknowledged: {rate:,.0f} a second.")
-    _wait_green(rest)
+    _say(
+        f"Stored {len(texts):,} points, {_SHARDS} shards in {_COPIES} copies, each on two disks before "
+        f"it was acknowledged: {rate:,.0f} a second."
+    )
+    for rest in nodes.all:
+        _wait_green(rest)
 
 
 def _payload(text: Text) -> dict[str, str]:
@@ -124,9 +216,11 @@ def _summary(hit: Hit) -> str:
 
 
 def _measure(rest: Rest, vectors: F32) -> None:
-    count = rest.call("POST", f"/collections/{_COLLECTION}/points/count", {"exact": True})["count"]
+    count = rest.call(
+        "POST", f"/collections/{_COLLECTION}/points/count?consistency=majority", {"exact": True}
+    )["count"]
     if count != len(vectors):
-        raise ShoalError(f"the node counts {count} points, and {len(vectors)} were acknowledged")
+        raise ShoalError(f"the nodes count {count} points, and {len(vectors)} were acknowledged")
     # Between two neighbours in the list, so that no query is a stored vector.
     step = max(1, (len(vectors) - 1) // _MEASURED_SEARCHES)
     queries = [(vectors[i] + vectors[i + 1]).tolist() for i in range(0, len(vectors) - 1, step)]
@@ -137,24 +231,6 @@ def _measure(rest: Rest, vectors: F32) -> None:
         f"recall@10 {measured.recall_at_10:.3f} against exact search, "
         f"p50 {measured.p50_ms:.2f} ms, p99 {measured.p99_ms:.2f} ms."
     )
-
-
-def _converse(rest: Rest, embedder: Embedder, node: DemoNode) -> None:
-    """Further questions from a terminal, until an empty line, Ctrl-D or Ctrl-C."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return
-    print(
-        f"\nAsk on; an empty line ends the demo. Meanwhile others may ask, too: curl {node.url}/collections"
-    )
-    while True:
-        try:
-            question = input("? ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if not question:
-            return
-        _ask(rest, embedder, question)
 
 
 def _say(text: str) -> None:

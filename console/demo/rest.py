@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.config_values import host_port
 from core.errors import ShoalError, Unavailable
 
 Json = dict[str, Any]
@@ -28,16 +29,12 @@ class Rest:
     def __init__(self, host: str, port: int, *, timeout_s: float = 30.0) -> None:
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
 
+    @classmethod
+    def at(cls, address: str) -> Rest:
+        return cls(*host_port(address))
+
     def close(self) -> None:
         self._connection.close()
-
-    def is_ready(self) -> bool:
-        """Whether the node answers at all, and says that its shards are loaded."""
-        try:
-            return self._send("GET", "/readyz", None)[0] == 200
-        except (OSError, http.client.HTTPException):
-            self._connection.close()
-            return False
 
     def call(self, method: str, path: str, body: Json | None = None) -> Any:
         """The `result` of a call. Raises ShoalError with what the node said, or Unavailable."""
@@ -73,6 +70,18 @@ class Rest:
 
     def _send(self, method: str, path: str, body: Json | None) -> tuple[int, bytes]:
         data = None if body is None else json.dumps(body)
+        was_kept = self._connection.sock is not None
+        try:
+            return self._send_once(method, path, data)
+        except ConnectionError:
+            if not was_kept:
+                raise
+            # It may have been idle for too long, or of a node that has died and is back. Twice does no harm:
+            # what the demo writes is the same each time.
+            self._connection.close()
+            return self._send_once(method, path, data)
+
+    def _send_once(self, method: str, path: str, data: str | None) -> tuple[int, bytes]:
         self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
         answer = self._connection.getresponse()
         return answer.status, answer.read()

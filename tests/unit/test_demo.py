@@ -140,8 +140,11 @@ def _demo(tag: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(180)
 def test_the_demo_ends_by_itself_with_real_hits_and_numbers(tag: str, tmp_path: Path) -> None:
-    out, _ = _demo(tag, tmp_path).communicate(timeout=60)
+    demo = _demo(tag, tmp_path)
+    out, _ = demo.communicate(timeout=150)
+    assert demo.returncode == ExitCode.OK, out
     assert "Traceback" not in out
     assert re.search(r"“open a web page in a browser”\n +0\.\d{3} +webbrowser\.", out), out
     assert re.search(r"“write a line of values”, only in csv\n( +0\.\d{3} +csv\.?\S*: .*\n){3}", out), out
@@ -151,11 +154,35 @@ def test_the_demo_ends_by_itself_with_real_hits_and_numbers(tag: str, tmp_path: 
     assert measured, out
     assert int(measured[1].replace(",", "")) > 2000
     assert float(measured[2]) >= 0.95
+    _check_failover(out)
     assert processes.tagged(tag) == []
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("last", [b"\n", b"\x04", b"\x03"], ids=["empty line", "Ctrl-D", "Ctrl-C"])
+def _check_failover(out: str) -> None:
+    killed = re.search(r"Killed (n\d) with SIGKILL after ([\d,]+) acknowledged writes\.", out)
+    assert killed, out
+    node, before = killed[1], int(killed[2].replace(",", ""))
+    again = re.search(r"Failover: ([\d.]+) s from the kill .* Primaries now: (.*)\.", out)
+    assert again, out
+    assert 0 < float(again[1]) < 10
+    assert node not in again[2]
+    assert re.search(rf"Started {node} again: ready after [\d.]+ s, in sync again on all 4 shards", out), out
+    read = re.search(r"Read back all ([\d,]+) acknowledged writes through each node: 0 lost", out)
+    assert read, out
+    assert int(read[1].replace(",", "")) > before > 0, "writes went on after the kill"
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"\x03",
+        pytest.param(b"\n", marks=pytest.mark.long),
+        pytest.param(b"\x04", marks=pytest.mark.long),
+    ],
+    ids=["Ctrl-C", "empty line", "Ctrl-D"],
+)
 def test_on_a_terminal_it_takes_further_questions_until_it_is_told_to_end(
     last: bytes, tag: str, tmp_path: Path
 ) -> None:
@@ -169,7 +196,9 @@ def test_on_a_terminal_it_takes_further_questions_until_it_is_told_to_end(
         assert re.search(rb" 0\.\d{3}  random\.", _read_until(terminal, b"\r\n? "))
         os.write(terminal, b"xyzzy plugh\n")
         assert b"None of these words" in _read_until(terminal, b"\r\n? ")
-        out = _read_until(terminal, b"The node is stopped", again=last)
+        os.write(terminal, b"k\n")
+        _check_failover(_read_until(terminal, b"\r\n? ").decode().replace("\r\n", "\n"))
+        out = _read_until(terminal, b"The nodes are stopped", again=last)
         assert b"Traceback" not in out
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
@@ -182,7 +211,7 @@ def _read_until(terminal: int, end: bytes, again: bytes = b"") -> bytes:
 
     A Ctrl-C in the instant before Python begins to read is only noticed with the next one.
     """
-    seen, deadline_s = b"", time.monotonic() + 40
+    seen, deadline_s = b"", time.monotonic() + 120
     os.write(terminal, again)
     while end not in seen:
         assert time.monotonic() < deadline_s, f"{end!r} did not come in time; this came: {seen!r}"
@@ -196,28 +225,40 @@ def _read_until(terminal: int, end: bytes, again: bytes = b"") -> bytes:
     return seen
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("number", "status", "after"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM, "Read "),
+        (signal.SIGINT, ExitCode.INTERRUPTED, "Killed n"),
+    ],
+    ids=["SIGTERM at the start", "Ctrl-C while a node is dead"],
 )
-def test_a_demo_that_is_interrupted_stops_its_node(
-    number: signal.Signals, status: int, tag: str, tmp_path: Path
+def test_a_demo_that_is_interrupted_stops_its_nodes(
+    number: signal.Signals, status: int, after: str, tag: str, tmp_path: Path
 ) -> None:
-    demo = _demo(tag, tmp_path, "--texts", "2000")
-    wait_until(lambda: len(processes.tagged(tag)) > 2, within_s=30)
+    demo = _demo(tag, tmp_path, "--texts", "500")
+    assert demo.stdout is not None
+    seen = ""
+    while after not in seen:
+        line = demo.stdout.readline()
+        assert line, seen
+        seen += line
     demo.send_signal(number)
-    out, _ = demo.communicate(timeout=40)
-    assert demo.returncode == status, out
+    out, _ = demo.communicate(timeout=60)
+    assert demo.returncode == status, seen + out
     assert "Traceback" not in out
     assert processes.tagged(tag) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_demo_that_is_killed_takes_its_node_with_it(tag: str, tmp_path: Path) -> None:
-    demo = _demo(tag, tmp_path, "--texts", "2000")
-    wait_until(lambda: len(processes.tagged(tag)) > 2, within_s=30)
+@pytest.mark.timeout(100)
+def test_a_demo_that_is_killed_takes_its_nodes_with_it(tag: str, tmp_path: Path) -> None:
+    demo = _demo(tag, tmp_path, "--texts", "500")
+    wait_until(lambda: len(processes.tagged(tag)) > 8, within_s=30)
     demo.kill()
     demo.communicate(timeout=10)
-    wait_until(lambda: not processes.tagged(tag), within_s=40)
+    wait_until(lambda: not processes.tagged(tag), within_s=60)
 
 
 def test_a_node_that_does_not_start_is_told_with_what_it_said(tag: str, tmp_path: Path) -> None:
@@ -228,12 +269,13 @@ def test_a_node_that_does_not_start_is_told_with_what_it_said(tag: str, tmp_path
     demo = subprocess.run(
         [sys.executable, "-m", "shoal", "demo", "--texts", "100"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), processes.TAG: tag},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "TMPDIR": str(tmp_path), processes.TAG: tag},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=55,
         check=False,
     )
     assert demo.returncode == ExitCode.REFUSED
     assert "no disk for you" in demo.stderr
+    assert processes.tagged(tag) == []
