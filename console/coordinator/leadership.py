@@ -34,6 +34,7 @@ FINISH_S = 5.0
 """For what a leader has under way when it is told to stop."""
 TIMING = Timing(answer_s=0.9)
 """What is asked through an agent that hangs is asked of the next one in time; a slow answer still counts."""
+DEPOSED_S = 0.5
 HINT_S = 0.5
 """For so long a follower waits for news of the lease before it asks for it."""
 HAND_OVER_S = 2.0
@@ -80,7 +81,7 @@ class Leadership:
         self._name, self._state, self._govern, self._log = name, state, govern, log
         self._timing = timing
         self._chance = chance or random.Random()
-        self._stopping = False
+        self._stopped = asyncio.Event()
         self._candidacy: _Candidacy | None = None
 
     @property
@@ -94,12 +95,12 @@ class Leadership:
         return self._candidacy.election.lease if self._candidacy is not None else None
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopped.set()
         if self._candidacy is not None:
             self._candidacy.leave()
 
     async def run(self) -> None:
-        while not self._stopping:
+        while not self._stopped.is_set():
             # Another holder each time: a lease from before it was deposed must not look like its own.
             holder = f"{self._name}/{self._chance.getrandbits(64):016x}"
             election = Election(holder, time.monotonic(), self._chance, self._timing)
@@ -107,6 +108,9 @@ class Leadership:
                 holder, election, self._state, self._govern, self._timing.answer_s, self._log
             )
             await self._candidacy.run()
+            with suppress(TimeoutError):  # deposed: whoever stamped higher has a moment to lead
+                async with asyncio.timeout(DEPOSED_S):
+                    await self._stopped.wait()
 
 
 class _Candidacy:
