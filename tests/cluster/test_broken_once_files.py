@@ -21,8 +21,8 @@ def test_a_lost_mean_of_a_euclid_graph_costs_the_graph_not_the_answers(
     points = [{"id": n, "vector": [n, n % 7, n % 11, 100]} for n in range(POINTS)]
     assert rest.put("/collections/c/points", {"points": points}, wait="true").status == 200
     segments = agent.data_dir / "shards" / "1-0" / "segments"
-    wait_until(lambda: list(segments.glob("*.mean")), 20, "a graph")
-    wait_until(lambda: rest.get("/collections/c").result["status"] == "green", 20, "the graph's use")
+    wait_until(lambda: list(segments.glob("*.mean")), 60, "a graph")
+    wait_until(lambda: rest.get("/collections/c").result["status"] == "green", 60, "the graph's use")
     rest.close()
     agent.stop()
     for mean in segments.glob("*.mean"):
@@ -32,6 +32,6 @@ def test_a_lost_mean_of_a_euclid_graph_costs_the_graph_not_the_answers(
     assert rest.post("/collections/c/points/count", {}).result == {"count": POINTS}
     query = {"query": [700, 0, 7, 100], "limit": 1}
     assert rest.post("/collections/c/points/query", query).result["points"][0]["id"] == 700
-    wait_until(lambda: list(segments.glob("*.mean")), 20, "a new graph")
+    wait_until(lambda: list(segments.glob("*.mean")), 60, "a new graph")
     assert rest.post("/collections/c/points/query", query).result["points"][0]["id"] == 700
     rest.close()

@@ -87,15 +87,15 @@ def writing(writers: list[Writer]) -> Iterator[None]:
 def _recover(agent: RunningAgent, role: str, told: str) -> None:
     """The agent is whole again by itself, or gone, and then starts."""
     if role in SURVIVES:
-        wait_until(lambda: len(agent.role("front")) == 2, 10, f"two fronts after {told}")
+        wait_until(lambda: len(agent.role("front")) == 2, 30, f"two fronts after {told}")
         assert agent.is_running(), f"the agent ended with {agent.exit_code()} after {told}"
     else:
-        code = agent.wait_ended(within_s=10)  # fails if any process outlives the others
+        code = agent.wait_ended(within_s=30)  # fails if any process outlives the others
         assert code != 0, told
         agent.spawn()
-    agent.wait_ready(within_s=20)
+    agent.wait_ready()
     # A parser that the store is just starting looks like it until its program is there.
-    wait_until(lambda: len(agent.role("store")) == 1, 10, f"one store after {told}")
+    wait_until(lambda: len(agent.role("store")) == 1, 30, f"one store after {told}")
 
 
 def _compare(agent: RunningAgent, writers: list[Writer], told: str) -> None:

@@ -102,12 +102,12 @@ class RunningAgent:
                 stderr=log,
             )
 
-    def start(self, within_s: float = 20.0) -> RunningAgent:
+    def start(self, within_s: float = 60.0) -> RunningAgent:
         self.spawn()
         self.wait_ready(within_s)
         return self
 
-    def wait_ready(self, within_s: float = 20.0) -> float:
+    def wait_ready(self, within_s: float = 60.0) -> float:
         """Wait for 200 from /readyz; returns the seconds that it took. Fails at once if the agent ends."""
         began_s = time.monotonic()
 
