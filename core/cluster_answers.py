@@ -31,8 +31,10 @@ def collection_answer(
     building: bool,
     damaged: bool,
     progress: Sequence[Json],
+    placed: int,
 ) -> Json:
-    """GET /collections/{c}. `index_points`: path → points in its index; `progress`: shown while building."""
+    """GET /collections/{c}. `index_points`: path → points in its index; `progress`: shown while building;
+    `placed`: replicas of the shard that has the fewest."""
     answer: Json = {
         "status": "red" if damaged else "yellow" if building else "green",
         "optimizer_status": {"error": _DAMAGED} if damaged else "ok",
@@ -49,6 +51,10 @@ def collection_answer(
             for path, index in sorted(collection.indexes.items())
         },
     }
+    wanted = collection.params.replication_factor
+    if placed < wanted:
+        what_next = "add nodes, then POST …/cluster replicate_shard"
+        answer["warnings"] = [{"message": f"placed {placed} of {wanted} replicas: {what_next}"}]
     if building:
         answer["progress"] = list(progress)
     return answer

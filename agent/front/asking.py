@@ -52,7 +52,7 @@ class Where:
     is_unplaced: bool = False
     """It was not found in time where a read may be made that sees enough."""
     chosen: NodeId | None = None
-    """Who answered the last question; what was found there is best asked about there."""
+    """Who is asked first: who answered the last question, as what was found is there for certain."""
 
     @property
     def name(self) -> str:

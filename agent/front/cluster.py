@@ -1,4 +1,4 @@
-"""Handlers about the cluster: answered from the map; what needs a second node is refused in words."""
+"""Handlers about the cluster: answered from the map; what can't be done is refused in words."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import psutil
 from agent.front.access import Role
 from agent.front.routes import Reply, Request, Route
 from agent.front.serving import Serving
+from agent.link import Client
 from core import cluster_answers
 from core.cluster import NodeId
 from core.errors import NotSupported
@@ -20,8 +21,8 @@ from core.errors import NotSupported
 class Cluster:
     """/cluster and what hangs below it."""
 
-    def __init__(self, serving: Serving, node: str, scheme: str) -> None:
-        self._serving, self._node, self._scheme = serving, NodeId(node), scheme
+    def __init__(self, link: Client, serving: Serving, node: str, scheme: str) -> None:
+        self._link, self._serving, self._node, self._scheme = link, serving, NodeId(node), scheme
 
     def routes(self) -> list[Route]:
         one = "/collections/*"
@@ -66,11 +67,16 @@ class Cluster:
         return Reply(b"true")
 
     async def remove_peer(self, request: Request) -> NoReturn:
-        raise NotSupported("peer_id: this cluster has one node, which cannot be removed")
+        await self._serving.current()
+        if len(self._serving.map.nodes) == 1:
+            raise NotSupported("peer_id: this cluster has one node, which cannot be removed")
+        raise NotSupported("peer_id: removing a node from the cluster is not supported yet; stop it instead")
 
-    async def change_shards(self, request: Request) -> NoReturn:
-        await self._serving.collection(request.parameters[0])
-        raise NotSupported("shard operations need a second node; this cluster has one")
+    async def change_shards(self, request: Request) -> Reply:
+        header = {"collection": request.parameters[0]}
+        _, result = await self._link.call("shards.change", header, request.body, timeout_s=request.left_s())
+        await self._serving.refresh()
+        return Reply(result)
 
     async def shard_keys(self, request: Request) -> Reply:
         await self._serving.collection(request.parameters[0])

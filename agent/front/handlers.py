@@ -25,7 +25,7 @@ class Handlers:
         self._search = Search(serving, metrics, fronts=front_count(spec.config.agent.fronts))
         self._all = (
             Node(page, serving),
-            Cluster(serving, spec.node.id, "https" if spec.config.tls is not None else "http"),
+            Cluster(link, serving, spec.node.id, "https" if spec.config.tls is not None else "http"),
             Collections(link, serving),
             Points(link, serving, metrics),
             SettingsHandlers(link, serving),

@@ -96,8 +96,11 @@ class Places:
         if not is_here:
             return where
         where.is_here = not insist
-        if not insist and self._balancer.pick(shard.in_sync, time.monotonic()) != self._me:
-            return where
+        if not insist:
+            picked = self._balancer.pick(shard.in_sync, time.monotonic())
+            if picked != self._me:
+                where.chosen = picked
+                return where
         if await self._own_writes(held, shard.number) or shard.primary == self._me or insist:
             return None
         where.nodes = [shard.primary]

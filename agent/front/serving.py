@@ -209,6 +209,7 @@ class Served:
             },
             building=any(state.building for state in states),
             damaged=any(state.damaged for state in states),
+            placed=min((len(one.replicas) for one in self.held.shards), default=0),
             progress=[{"shard": s.number, "slots": s.slots, "tail": s.tail} for s in states],
         )
 

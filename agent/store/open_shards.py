@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +108,13 @@ class OpenShards:
         if self.others is None:
             raise Unavailable(f"node {node} cannot be asked: this node's file names no secret_file")
         return await self.others.make_logs_at(node, collection, histories)
+
+    async def make_logs_on(
+        self, node: NodeId, collection: Collection, histories: Mapping[int, int]
+    ) -> dict[int, int]:
+        """On this node or another."""
+        make = self.make_logs if node == self._me else partial(self.make_logs_at, node)
+        return await make(collection, histories)
 
     async def tell_others(self, view: ClusterView, keys: Sequence[str]) -> None:
         if self.others is not None:

@@ -31,6 +31,8 @@ from agent.store.network import Network
 from agent.store.node_identity import lock_folder
 from agent.store.open_shards import OpenShards
 from agent.store.parsers import Parsers
+from agent.store.replica_adding import Host as AddingHost
+from agent.store.replica_adding import ReplicaAdding
 from agent.store.replica_reading import ReplicaReading
 from agent.store.replicas import Replicas
 from agent.store.searched import Searched
@@ -118,7 +120,8 @@ class Store:
             snapshots = self._make_snapshots(catalogue)
             snapshot_calls = SnapshotCalls(snapshots, self._log)
             builds = Builds(self._shards.all, self._log, self._metrics, self._rules)
-            server = Server(self._handlers(catalogue, snapshot_calls, builds, others), self._log)
+            handlers = self._handlers(catalogue, snapshot_calls, builds, others)
+            server = Server({**handlers, **self._adding(begun, catalogue).handlers()}, self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
             await server.start(SOCKET)
@@ -166,6 +169,14 @@ class Store:
             **SettingsCalls(self._settings, self._settings_changed).handlers(),
             **self._reading(catalogue, others),
         }
+
+    def _adding(self, begun: Begun, catalogue: Catalogue) -> ReplicaAdding:
+        async def changed(key: str) -> None:
+            await catalogue.take_up([key])
+            await self._shards.tell_others(catalogue.view, [key])
+
+        host = AddingHost(begun.state, lambda: catalogue.view, self._shards.make_logs_on, changed)
+        return ReplicaAdding(host)
 
     @staticmethod
     def _reading(catalogue: Catalogue, others: _Others | None) -> Mapping[str, Handler]:

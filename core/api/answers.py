@@ -133,6 +133,7 @@ class CollectionAnswer(Struct):
     payload_schema: dict[str, IndexInfo]
     points_count: int | None = None
     indexed_vectors_count: int | None = None
+    warnings: list[dict[str, str]] = []
 
 
 class ExistsAnswer(Struct):

@@ -129,6 +129,68 @@ def test_a_node_shows_its_own_writes_and_every_node_what_a_quorum_has(cluster: R
             one.close()
 
 
+@pytest.mark.timeout(120)
+def test_a_shard_gets_the_replicas_that_were_asked_for_by_hand(cluster: RunningCluster) -> None:
+    rest = cluster.nodes["n2"].rest()
+    _make(rest, "docs", 1, 1)
+    assert rest.put("/collections/docs/points", {"points": _points()}, wait="true").status == 200
+    assert rest.patch("/collections/docs", {"params": {"replication_factor": 3}}).status == 200
+    assert "placed 1 of 3" in rest.get("/collections/docs").result["warnings"][0]["message"]
+    numbers = {str(name): one.number for name, one in cluster.truth.map().nodes.items()}
+    (source,) = cluster.primaries("docs").values()
+    change = {"shard_id": 0, "from_peer_id": numbers[source]}
+    for name, number in numbers.items():
+        asked = {"replicate_shard": {**change, "to_peer_id": number}}
+        answer = rest.post("/collections/docs/cluster", asked)
+        if name == source:
+            assert (answer.status, "has a replica already" in answer.error) == (400, True)
+        else:
+            assert answer.result is True
+    cluster.wait_in_sync("docs", 3)
+    assert "warnings" not in rest.get("/collections/docs").result
+    for refused in (
+        {"replicate_shard": {**change, "to_peer_id": 99}},
+        {"replicate_shard": {**change, "shard_id": 7, "to_peer_id": numbers[source]}},
+        {"drop_replica": {"shard_id": 0, "peer_id": numbers[source]}},
+    ):
+        assert rest.post("/collections/docs/cluster", refused).status == 400
+    for node in cluster.nodes.values():
+        there = node.rest()
+        count = {"filter": {"must": [{"key": "n", "range": {"lt": 100}}]}}
+        assert there.post("/collections/docs/points/count", count, consistency="all").result["count"] == 100
+        there.close()
+    rest.close()
+
+
+@pytest.mark.timeout(120)
+def test_the_strategy_of_reads_changes_without_a_restart(cluster: RunningCluster) -> None:
+    rest = cluster.nodes["n1"].rest()
+    _make(rest, "docs", 1, 3)
+    assert rest.put("/collections/docs/points", {"points": _points()}, wait="true").status == 200
+    cluster.wait_in_sync("docs", 3)
+    query = {"query": _vector(1), "limit": 3}
+    assert _asked_elsewhere(rest, query, 60) < 20  # its own replica, but for a look at the others
+    values = {"read_strategy": "round_robin"}
+    assert rest.patch("/shoal/v1/settings", {"values": values, "why": "a test"}).status == 200
+    assert _asked_elsewhere(rest, query, 60) >= 38
+    rest.close()
+
+
+def _asked_elsewhere(rest: Rest, query: dict[str, object], times: int) -> float:
+    """How many questions these queries asked of other nodes."""
+
+    def count() -> float:
+        lines = rest.get("/metrics").text.splitlines()
+        return sum(
+            float(one.split()[-1]) for one in lines if one.startswith("shoal_remote_read_seconds_count")
+        )
+
+    before = count()
+    for _ in range(times):
+        assert rest.post("/collections/docs/points/query", query).status == 200
+    return count() - before
+
+
 def _knows(cluster: RunningCluster, name: str) -> bool:
     rest = cluster.nodes[name].rest()
     found = rest.get("/collections/docs/exists").result["exists"]

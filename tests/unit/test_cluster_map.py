@@ -448,13 +448,33 @@ def test_a_collections_status_tells_what_its_shards_do(building: bool, damaged: 
         building=building,
         damaged=damaged,
         progress=[{"shard": 0}],
+        placed=1,
     )
     assert answer["status"] == status
+    assert "warnings" not in answer
     assert answer["payload_schema"] == {
         "a": {"data_type": "integer", "params": {"type": "integer", "range": True}, "points": 3}
     }
     assert ("progress" in answer) is building
     assert answer["config"]["params"]["vectors"] == DENSE
+
+
+def test_a_collection_with_fewer_replicas_than_it_asked_for_says_so() -> None:
+    collection = named(
+        with_collection(begun(node(N1)), "docs", replace(PARAMS, replication_factor=3)), "docs"
+    )
+    answer = answers.collection_answer(
+        collection,
+        points=0,
+        indexed=0,
+        segments=0,
+        index_points={},
+        building=False,
+        damaged=False,
+        progress=[],
+        placed=1,
+    )
+    assert "placed 1 of 3" in answer["warnings"][0]["message"]
 
 
 def test_the_one_voter_leads_and_peers_are_numbered() -> None:
