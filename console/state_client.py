@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from core.errors import BadRequest, DeadlineExceeded, ShoalError, Unavailable
 from net.frames import Answer, Caller, Header
 
-STAGGER_S, STAGGER_S_MAX = 0.45, 2.0
-"""An agent that has not answered for this long may be stopped: the next one is asked beside it. Where all
-answers take long this would only make more of them: then it takes so many times the usual."""
-USUAL_TIMES, USUAL_SHARE = 3.0, 0.2
+STAGGER_S = 0.45
+"""An agent that has not answered for this long may be stopped: the next one is asked beside it."""
+USUAL_TIMES, USUAL_SHARE, TIMEOUT_SHARE = 3.0, 0.2, 0.7
+"""Where all answers take long that would only make more of them: then after so many times the usual; but
+always while there is time left for the next one to answer."""
 PAUSE_S = 0.05
 """After every agent has failed, before the first is asked again."""
 
@@ -89,7 +90,7 @@ class StateClient:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         deadline_s = began_s + timeout_s
-        stagger_s = min(STAGGER_S_MAX, max(STAGGER_S, USUAL_TIMES * self._usual_s))
+        stagger_s = min(TIMEOUT_SHARE * timeout_s, max(STAGGER_S, USUAL_TIMES * self._usual_s))
         asked: dict[asyncio.Task[Answer], str] = {}
         problem: ShoalError | None = None
         failures = 0
@@ -117,6 +118,8 @@ class StateClient:
                         return answer
                 if done and failures % len(self._in_turn()) == 0:
                     await asyncio.sleep(PAUSE_S)
+            for agent in asked.values():
+                self._failed(agent)
             raise problem or DeadlineExceeded(f"no agent has answered {kind} within {timeout_s:g} s")
         finally:
             for task in asked:

@@ -11,7 +11,7 @@ import pytest
 from agent.link import Answer, Header
 from console.peers import Links, was_refused
 from console.state_client import StateClient, VersionConflict, Versioned
-from core.errors import Conflict, ShoalError, Unavailable
+from core.errors import Conflict, DeadlineExceeded, ShoalError, Unavailable
 from tests.unit.coordinator_nodes import NODES, TRUST, Cluster, three_nodes, until
 
 
@@ -69,6 +69,22 @@ async def test_the_next_agent_is_asked_when_one_hangs(cluster: Cluster, state: S
     cluster.nodes["n1"].console["state.read"] = hang
     assert (await state.read("map")).version == 0
     assert state.agent == "n2"
+
+
+async def test_an_agent_that_hangs_beyond_the_deadline_is_not_asked_first_again(
+    cluster: Cluster, state: StateClient
+) -> None:
+    async def hang(header: Header, body: bytes, deadline: float) -> Answer:
+        await asyncio.Event().wait()
+        return {}, b""
+
+    for name in ("n1", "n2"):
+        cluster.nodes[name].console["state.read"] = hang
+    with pytest.raises(DeadlineExceeded):
+        await state.read("map", timeout_s=0.05)
+    assert state.agent not in ("", "n1")
+    assert (await state.read("map")).version == 0
+    assert state.agent == "n3"
 
 
 async def test_a_watch_and_a_list_need_no_voter_that_is_down(cluster: Cluster, state: StateClient) -> None:
