@@ -126,6 +126,7 @@ class Catalogue:
         self._versions: dict[str, int] = {}
         """Of the keys as they are in the view."""
         self._is_stale = True
+        self._is_closing = False
         self._view = ClusterView(ClusterMap(cluster=""))
 
     @classmethod
@@ -169,7 +170,8 @@ class Catalogue:
         return self._view.map.epoch
 
     async def close(self) -> None:
-        """Waits for the changes that are under way."""
+        """Waits for the changes that are under way; reads that wait for their turn are given up."""
+        self._is_closing = True
         await asyncio.gather(*self._running, return_exceptions=True)
 
     # -- other nodes
@@ -308,6 +310,8 @@ class Catalogue:
 
     async def _take_up(self, keys: frozenset[str] | None) -> None:
         async with self._turn:
+            if self._is_closing:  # without voters each of them would wait for all of its time
+                raise Unavailable("this node stops: it takes up no map any more")
             await self._install(await self._read(keys))
 
     async def _install(self, new: ClusterView) -> None:

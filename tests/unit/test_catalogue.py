@@ -316,6 +316,39 @@ async def test_a_cancelled_caller_leaves_the_change_to_finish(node: Node) -> Non
     assert named(node.catalogue.map, "docs").name == "docs"
 
 
+class Slow(Fragile):
+    """A StateStore that answers reads when it is let."""
+
+    def __init__(self, inner: StateStore) -> None:
+        super().__init__(inner)
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+        self.asked = 0
+
+    async def read(self, key: str) -> Versioned:
+        self.asked += 1
+        await self.may_answer.wait()
+        return await super().read(key)
+
+
+async def test_a_node_that_stops_waits_for_one_reader_not_for_those_behind_it(tmp_path: Path) -> None:
+    node = await Node.start(tmp_path, Slow)
+    state = node.begun.state
+    assert isinstance(state, Slow)
+    state.may_answer.clear()
+    state.asked = 0
+    readers = [asyncio.create_task(node.catalogue.take_up()) for _ in range(5)]
+    while not state.asked:
+        await asyncio.sleep(0)
+    stopping = asyncio.create_task(node.stop())
+    await asyncio.sleep(0)
+    state.may_answer.set()
+    await stopping
+    outcomes = await asyncio.gather(*readers, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), *4 * [Unavailable]]
+    assert state.asked == 1
+
+
 async def test_a_change_holds_although_the_maps_copy_cannot_be_written(node: Node) -> None:
     (node.data / f"{MAP_COPY}.new").mkdir()
     await node.catalogue.create_collection("docs", PARAMS, who="")
