@@ -150,12 +150,20 @@ class Balancer:
         """A failure counts as slow as it was, and no faster than what is known: errors come quickly."""
         node = self._node(name)
         node.in_flight = max(0, node.in_flight - 1)
-        node.served += 1
         if not ok:
             node.failed += 1
             took_s = max(took_s, 2 * node.latency_s)
         else:
             node.recent_s.append(took_s)
+        self._measure(node, took_s, now_s)
+
+    def served(self, name: NodeId, took_s: float, now_s: float) -> None:
+        """A read that waited for nothing, and was never in flight."""
+        self._measure(self._node(name), took_s, now_s)
+
+    @staticmethod
+    def _measure(node: _Node, took_s: float, now_s: float) -> None:
+        node.served += 1
         # The longer ago the last measurement, the more this one says.
         node.latency_s += (1 - (1 - EWMA_WEIGHT) * _kept(node, now_s)) * (took_s - node.latency_s)
         node.measured_s = now_s

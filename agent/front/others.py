@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -81,6 +81,7 @@ class Others:
     ) -> None:
         self._config, self._me, self._current = config, me, current
         self._look_at, self._state_of, self._applied = look_at, state_of, applied_at
+        self._own = NodeId(me.id)
         self._cluster = ""
         self._addresses: dict[str, Address] = {}
         self._nodes: Mapping[NodeId, Node] = {}
@@ -163,16 +164,9 @@ class Others:
         finding = self.places.find(held, terms, here=here, without=without)
         return asyncio.run_coroutine_threadsafe(finding, self._loop).result()
 
-    @contextmanager
-    def measured_here(self) -> Iterator[None]:
-        """Around a read that this node serves by itself."""
-        me, began_s = NodeId(self._me.id), time.monotonic()
-        self._balancer.began(me)
-        try:
-            yield
-        finally:
-            now_s = time.monotonic()
-            self._balancer.finished(me, now_s - began_s, now_s, ok=True)
+    def served_here(self, took_s: float) -> None:
+        """This node has served a read by itself."""
+        self._balancer.served(self._own, took_s, time.monotonic())
 
     async def _watch(self) -> None:
         """Who falls silent, or fails again and again, is asked no more; runs until cancelled."""

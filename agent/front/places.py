@@ -19,6 +19,8 @@ from core.replication.effects import Consistency
 OWN_WRITES_S = 0.05
 """How long an eventual read waits here for what was acknowledged through this node."""
 LOOK_S = 0.001
+OWN_S = 0.01
+"""How long the own replica stays the best of a set, once it was."""
 PARTIAL_S = 2.0
 """How long a place is looked for, for a request that can do without the shard."""
 _OWN_FIRST = (Strategy.ADAPTIVE, Strategy.LOCALITY_AWARE)
@@ -52,6 +54,7 @@ class Places:
 
     def __init__(self, me: NodeId, link: Client, balancer: Balancer, acknowledged: AcknowledgedHere) -> None:
         self._me, self._link, self._balancer, self._acknowledged = me, link, balancer, acknowledged
+        self._own_until_s: dict[tuple[NodeId, ...], float] = {}
 
     def all_here(self, held: Held) -> bool:
         """Whether an eventual read of all of it is best made here, at once."""
@@ -61,8 +64,11 @@ class Places:
         for shard in held.shards:
             if len(shard.in_sync) == 1:
                 continue
-            if self._balancer.pick(shard.in_sync, now_s) != self._me:
-                return False
+            if now_s >= self._own_until_s.get(shard.in_sync, 0.0):
+                if self._balancer.pick(shard.in_sync, now_s) != self._me:
+                    return False
+                # Choosing takes a tenth of a short search.
+                self._own_until_s[shard.in_sync] = now_s + OWN_S
             if shard.primary != self._me and not self._sees_own(held, shard.number):
                 return False
         return True
@@ -81,12 +87,13 @@ class Places:
         """
         wanted = [shard for shard in held.shards if shard.number not in without]
         if terms.level is Consistency.EVENTUAL:
-            found = [await self._near(held, shard, shard.number in here) for shard in wanted]
+            until_s = time.monotonic() + OWN_WRITES_S
+            found = [await self._near(held, shard, until_s, shard.number in here) for shard in wanted]
         else:
             found = await asyncio.gather(*(self._fresh(held, shard, terms) for shard in wanted))
         return {where.shard: where for where in found if where is not None}
 
-    async def _near(self, held: Held, shard: cluster.Shard, insist: bool) -> Where | None:
+    async def _near(self, held: Held, shard: cluster.Shard, until_s: float, insist: bool) -> Where | None:
         others = [node for node in shard.in_sync if node != self._me]
         is_here = self._me in shard.in_sync and held.applied(shard.number) is not None
         if not others:
@@ -101,14 +108,13 @@ class Places:
             if picked != self._me:
                 where.chosen = picked
                 return where
-        if await self._own_writes(held, shard.number) or shard.primary == self._me or insist:
+        if await self._own_writes(held, shard.number, until_s) or shard.primary == self._me or insist:
             return None
         where.nodes = [shard.primary]
         return where
 
-    async def _own_writes(self, held: Held, number: int) -> bool:
+    async def _own_writes(self, held: Held, number: int, until_s: float) -> bool:
         """Whether they are applied here, after a short wait."""
-        until_s = time.monotonic() + OWN_WRITES_S
         while not self._sees_own(held, number):
             if time.monotonic() >= until_s:
                 return False

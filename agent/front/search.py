@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -278,8 +278,12 @@ class Search:
         self, served: Served, searches: list[api.Search], deadline: float
     ) -> list[list[ScoredPoint]]:
         others = self._serving.others
-        with served.look() as look, nullcontext() if others is None else others.measured_here():
-            return self._reads(look, deadline, _never_named).query_batch(searches)
+        began_s = time.monotonic() if others is not None else 0.0
+        with served.look() as look:
+            found = self._reads(look, deadline, _never_named).query_batch(searches)
+        if others is not None:
+            others.served_here(time.monotonic() - began_s)
+        return found
 
     # -- other reads
 
@@ -412,8 +416,14 @@ class Search:
         try:
             # It may wait for a thread for longer than its client does; in one it looks at the clock itself.
             async with asyncio.timeout_at(request.deadline):
-                threads = self._threads if await reading.prepare(served) else self._waiting_threads
-                return await asyncio.get_running_loop().run_in_executor(threads, reading.run, look_and_read)
+                is_here = await reading.prepare(served)
+                threads = self._threads if is_here else self._waiting_threads
+                began_s = time.monotonic()
+                loop = asyncio.get_running_loop()
+                found = await loop.run_in_executor(threads, reading.run, look_and_read)
+                if is_here and self._serving.others is not None:
+                    self._serving.others.served_here(time.monotonic() - began_s)
+                return found
         except TimeoutError:
             raise DeadlineExceeded(
                 "the request's timeout passed before it was answered; give it more by ?timeout=seconds"
