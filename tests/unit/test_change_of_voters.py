@@ -82,9 +82,10 @@ async def test_who_knows_only_the_first_voters_is_told_by_one_that_left(
 ) -> None:
     await change(acceptors, FIRST, "cde")
     version = await write(state_on(acceptors, "behind"), "map", 0, b"x")
-    # Not the voters that left have it, but those of now.
-    assert acceptors["a"].cell("map").value.version == 0
-    assert acceptors["d"].cell("map").value.version == version
+    # Not the voters that left have it, but a majority of those of now.
+    having = {name for name, acceptor in acceptors.items() if acceptor.cell("map").value.version == version}
+    assert having <= set("cde")
+    assert len(having) >= 2
 
 
 async def test_who_sees_no_quorum_asks_every_acceptor_and_dials_those_it_does_not_know(
