@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -20,6 +20,7 @@ from net.frames import (
     NO_ANSWER,
     STREAM_BYTES,
     Answer,
+    BrokenFrame,
     Caller,
     Framing,
     Handler,
@@ -49,9 +50,14 @@ class Client(Caller):
 class Server:
     """Serves calls. Handlers run beside each other; order is theirs to keep."""
 
-    def __init__(self, handlers: Mapping[str, Handler], log: Log) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        log: Log,
+        on_malformed: Callable[[str], None] = lambda why: None,
+    ) -> None:
         self._handlers = handlers
-        self._log = log
+        self._log, self._on_malformed = log, on_malformed
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.under_way = 0
@@ -81,6 +87,9 @@ class Server:
                 while True:
                     try:
                         number, header, body = await framing.read()
+                    except BrokenFrame as problem:
+                        self._on_malformed(str(problem))
+                        break
                     except (asyncio.IncompleteReadError, ConnectionError):
                         break  # the other side ended; its calls finish, their answers go nowhere
                     await room.acquire()  # one that asks more than it may is read no further
@@ -108,6 +117,7 @@ class Server:
         except ShoalError as error:
             reply = Reply({}, error.code, str(error), error.retry_after_s)
         except msgspec.MsgspecError as error:
+            self._on_malformed(f"a malformed call: {error}")
             reply = Reply({}, BadRequest.code, f"a malformed call: {error}")
         except Exception as bug:  # noqa: BLE001 - the caller gets an answer, the log the cause
             self._log.error("link.handler_failed", exc=bug, at_ns=time.monotonic_ns())

@@ -35,6 +35,10 @@ CALLS_MAX = 2048
 """Calls under way on one connection; more are refused, never queued without a bound."""
 
 
+class BrokenFrame(ConnectionError):
+    """What came is no frame, or not the one that was sent: nothing after it can be trusted either."""
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True):
     kind: str
     header: Header
@@ -80,7 +84,7 @@ class Plain:
     async def read(self) -> tuple[int, bytes, bytes]:
         header_size, body_size, number = HEAD.unpack(await self.reader.readexactly(HEAD.size))
         if header_size > HEADER_BYTES_MAX or body_size > BODY_BYTES_MAX:
-            raise ConnectionError(f"frame of {header_size} + {body_size} bytes is over the bound")
+            raise BrokenFrame(f"frame of {header_size} + {body_size} bytes is over the bound")
         header = await self.reader.readexactly(header_size)
         return number, header, await self.reader.readexactly(body_size) if body_size else b""
 

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from core.errors import ShoalError, Unauthorized
-from net.frames import HEAD, STREAM_BYTES, Plain, raise_again
+from net.frames import HEAD, STREAM_BYTES, BrokenFrame, Plain, raise_again
 
 WIRE = 1
 """The version of what nodes say to each other. N and N + 1 understand each other."""
@@ -141,13 +141,13 @@ class Sealed(Proved):
         head = await self.reader.readexactly(HEAD.size)
         header_size, body_size, number = HEAD.unpack(head)
         if header_size > HEADER_BYTES_MAX or body_size > BODY_BYTES_MAX:
-            raise ConnectionError(f"frame of {header_size} + {body_size} bytes is over the bound")
+            raise BrokenFrame(f"frame of {header_size} + {body_size} bytes is over the bound")
         mac = await self.reader.readexactly(_MAC_BYTES)
         header = await self.reader.readexactly(header_size)
         body = await self.reader.readexactly(body_size) if body_size else b""
         expected = _frame_mac(self._read_key, self._frames_read, head, header, body)
         if not hmac.compare_digest(mac, expected):
-            raise ConnectionError("a frame does not match its seal")
+            raise BrokenFrame("a frame does not match its seal")
         self._frames_read += 1
         return number, header, body
 

@@ -152,7 +152,7 @@ class PeerServer:
     def __init__(self, ports: PeerPorts, handlers: Mapping[Role, Mapping[str, Handler]]) -> None:
         self._ports = ports
         self._handlers = handlers
-        self._links = Server({}, ports.log)
+        self._links = Server({}, ports.log, self._note_malformed)
         self._listener: asyncio.Server | None = None
         self._greeting: set[asyncio.Task[None]] = set()
         self._refused = ports.metrics.counter("shoal_peer_refusals_total")
@@ -205,6 +205,11 @@ class PeerServer:
         finally:
             self._greeting.discard(task)
         return None
+
+    def _note_malformed(self, why: str) -> None:
+        """From a peer that has proved itself: a bug, or somebody in between."""
+        self._refused.add()
+        self._ports.log.warning("peer.malformed", text=why)
 
     def _refuse(self, writer: asyncio.StreamWriter, why: str) -> None:
         self._refused.add()
