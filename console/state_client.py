@@ -11,9 +11,9 @@ from net.frames import Answer, Caller, Header
 
 STAGGER_S = 0.45
 """An agent that has not answered for this long may be stopped: the next one is asked beside it."""
-USUAL_TIMES, USUAL_SHARE, TIMEOUT_SHARE = 3.0, 0.2, 0.7
-"""Where all answers take long that would only make more of them: then after so many times the usual; but
-always while there is time left for the next one to answer."""
+USUAL_TIMES, USUAL_SHARE = 3.0, 0.2
+"""Where all answers take long it takes so many times the usual: two that propose one key's value outbid each
+other, and go on with it when nobody waits for them any more."""
 PAUSE_S = 0.05
 """After every agent has failed, before the first is asked again."""
 
@@ -90,7 +90,7 @@ class StateClient:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         deadline_s = began_s + timeout_s
-        stagger_s = min(TIMEOUT_SHARE * timeout_s, max(STAGGER_S, USUAL_TIMES * self._usual_s))
+        stagger_s = max(STAGGER_S, USUAL_TIMES * self._usual_s)
         asked: dict[asyncio.Task[Answer], str] = {}
         problem: ShoalError | None = None
         failures = 0

@@ -32,7 +32,7 @@ from net.logs import Log
 
 FINISH_S = 5.0
 """For what a leader has under way when it is told to stop."""
-TIMING = Timing(answer_s=0.9)
+TIMING = Timing(answer_s=1.2)
 """What is asked through an agent that hangs is asked of the next one in time; a slow answer still counts."""
 DEPOSED_S = 0.5
 HINT_S = 0.5
