@@ -33,7 +33,15 @@ from net.frames import (
 )
 from net.logs import Log
 
-__all__ = ["Answer", "Client", "Handler", "Header", "Server", "raise_again"]
+__all__ = ["Answer", "Client", "Handler", "Header", "Server", "raise_again", "whole"]
+
+
+def whole(header: Header, key: str) -> int:
+    """A number that a call must carry. Raises BadRequest."""
+    value = header.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadRequest(f"{key}: expected a whole number, got {str(value)[:40]!r}")
+    return value
 
 
 class Client(Caller):

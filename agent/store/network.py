@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agent.link import Answer, Handler, Header
+from agent.link import Answer, Handler, Header, whole
 from agent.metrics import Metrics
 from agent.store.peers import Address, PeerPorts, Peers, PeerServer
 from core.cluster import ClusterMap
@@ -82,5 +82,5 @@ class Network:
 
     async def _ping(self, header: Header, body: bytes, deadline: float) -> Answer:
         if "leader_term" in header:
-            self.heard_leader(int(header["leader_term"]))
+            self.heard_leader(whole(header, "leader_term"))
         return {"unheard": self.peers.unheard(), "epoch": self.epoch(), **self.report()}, b""

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from agent.link import Answer, Handler, Header
+from agent.link import Answer, Handler, Header, whole
 from agent.metrics import Metrics
 from agent.store.driven_replica import DrivenReplica, Surroundings
 from agent.store.files import Files
@@ -200,7 +200,7 @@ class Replicas:
 
     async def _command(self, header: Header, body: bytes, deadline: float) -> Answer:
         driven = self.get(*_key(header))
-        asked: Message = SHARD.decode(str(header["kind"]), body)
+        asked: Message = SHARD.decode(str(header.get("kind")), body)
         if not isinstance(asked, Promise | CatchUp | Level | Activate | Delete | AskPersisted):
             raise BadRequest(f"{header['kind']} is no command to a replica")
         if not isinstance(asked, AskPersisted):
@@ -219,10 +219,10 @@ class Replicas:
     async def read_at(self, header: Header, deadline: float) -> Header:
         """{collection, shard, term, seq} for quorum: once `seq` is applied; without `seq` for strong."""
         driven = self.get(*_key(header))
-        if (seq := header.get("seq")) is None:
-            await driven.confirm(int(header["term"]), deadline)
+        if header.get("seq") is None:
+            await driven.confirm(whole(header, "term"), deadline)
         else:
-            await driven.reach(int(seq), int(header["term"]), deadline)
+            await driven.reach(whole(header, "seq"), whole(header, "term"), deadline)
         return {"applied": driven.shard.applied_seq}
 
     async def _ask_for_snapshot(self, header: Header, body: bytes, deadline: float) -> Answer:
@@ -263,7 +263,7 @@ class Replicas:
 
 
 def _key(header: Header) -> Key:
-    return int(header["collection"]), int(header["shard"])
+    return whole(header, "collection"), whole(header, "shard")
 
 
 def _encoded(answer: Any) -> Answer:

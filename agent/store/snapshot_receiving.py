@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from agent.link import Answer, Header
+from agent.link import Answer, Header, whole
 from agent.store.archive import ArchiveReader, SavedShard
 from agent.store.deleted import put_in_place, staged_folder
 from agent.store.driven_replica import DrivenReplica
@@ -72,12 +72,12 @@ class SnapshotReceiving:
         """One chunk; answers from where to go on. Raises Conflict if it is of no use any more."""
         if not _is_wanted(driven, header):
             raise Conflict("this replica has more than the snapshot, or a newer term")
-        if int(header["schema"]) > driven.shard.schema.version:
-            driven.schema_wanted(int(header["schema"]))
+        if whole(header, "schema") > driven.shard.schema.version:
+            driven.schema_wanted(whole(header, "schema"))
             raise Unavailable("the snapshot was made with a newer schema; this node fetches the map")
         async with self._turn:
             coming = await self._coming(driven, header)
-            if coming.is_whole or int(header["offset"]) != coming.have_bytes:
+            if coming.is_whole or whole(header, "offset") != coming.have_bytes:
                 return {"have": coming.have_bytes}, b""
             if coming.have_bytes + len(body) > coming.size_bytes or not body:
                 raise BadRequest(f"a chunk of {len(body)} bytes does not fit into the snapshot")
@@ -86,19 +86,19 @@ class SnapshotReceiving:
             coming.have_bytes += len(body)
             if coming.have_bytes == coming.size_bytes:
                 coming.is_whole = True
-                saved = msgspec.json.decode(header["saved"], type=SavedShard)
+                saved = msgspec.json.decode(header.get("saved", b""), type=SavedShard)
                 self._own(self._install(driven, coming, saved))
         return {"have": coming.have_bytes}, b""
 
     async def _coming(self, driven: DrivenReplica, header: Header) -> _Incoming:
         there = self._incoming.get(driven.key)
-        digest, size = str(header["hash"]), int(header["size"])
+        digest, size = str(header.get("hash")), whole(header, "size")
         if there is None or (there.hash, there.size_bytes) != (digest, size):
             if there is not None and there.is_whole:
                 raise Conflict("another snapshot is being installed")
             path = receiving_path(driven.shard.folder)
             await asyncio.to_thread(path.unlink, missing_ok=True)
-            there = _Incoming(digest, size, Position(*header["position"]), int(header["term"]), path)
+            there = _Incoming(digest, size, _position(header), whole(header, "term"), path)
             self._incoming[driven.key] = there
         return there
 
@@ -199,12 +199,16 @@ def remove_leftovers(folder: Path) -> None:
 
 def _is_wanted(driven: DrivenReplica, header: Header) -> bool:
     replica = driven.replica
-    if replica is None or driven.is_installing or replica.me.incarnation != header["to"]:
+    if replica is None or driven.is_installing or replica.me.incarnation != header.get("to"):
         return False
-    return replica.wants_snapshot(int(header["term"]), Position(*header["position"]))
+    return replica.wants_snapshot(whole(header, "term"), _position(header))
 
 
 def _append(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b" if offset else "wb") as file:
         file.seek(offset)
         file.write(data)
+
+
+def _position(header: Header) -> Position:
+    return msgspec.convert(header.get("position"), Position)
