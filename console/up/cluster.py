@@ -47,7 +47,7 @@ class LocalCluster:
             # Of a service manager that may have started us: its questions are not for the children.
             if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         }
-        ours |= {"NOTIFY_SOCKET": self._ready.address, "SHOAL_AUTO_JOIN": "true", "SHOAL_TEST": "1"}
+        ours |= {"NOTIFY_SOCKET": self._ready.address, "SHOAL_AUTO_JOIN": "true"}
         if config.secret_file is not None:
             ours["SHOAL_SECRET_FILE"] = config.secret_file
         folder = Path(config.data_dir)
