@@ -230,7 +230,7 @@ def _read_until(terminal: int, end: bytes, again: bytes = b"") -> bytes:
     ("number", "status", "after"),
     [
         (signal.SIGTERM, 128 + signal.SIGTERM, "Read "),
-        (signal.SIGINT, ExitCode.INTERRUPTED, "Killed n"),
+        pytest.param(signal.SIGINT, ExitCode.INTERRUPTED, "Killed n", marks=pytest.mark.long),
     ],
     ids=["SIGTERM at the start", "Ctrl-C while a node is dead"],
 )
