@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.link import Answer, Header
 from agent.metrics import Metrics
@@ -18,6 +18,7 @@ from net.frames import Caller
 
 HEDGES_SHARE, HEDGES_MAX = 0.1, 10.0
 """Second questions, of all; and how many may come in a row. In an overload they would only add to it."""
+HEDGE_ANYWAY_S = 0.5
 SILENT_LOOK_S = 0.25
 _ELSEWHERE = (Unavailable, NotFound, Damaged, Overloaded)
 """What another replica may be able to answer."""
@@ -68,6 +69,44 @@ class Where:
         }
 
 
+@dataclass(slots=True, eq=False)
+class _Question:
+    """One question under way: who may still be asked, who is, and what those said who could not answer."""
+
+    call: str
+    where: Where
+    kind: str
+    body: bytes
+    deadline_s: float
+    left: list[NodeId]
+    running: dict[asyncio.Task[Answer], NodeId] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
+    late_s: float = 0.0
+
+    async def wait(self, now_s: float) -> set[asyncio.Task[Answer]]:
+        """Those that are done; none if it is time to look around."""
+        until_s = self.late_s if self.left and self.late_s > now_s else now_s + SILENT_LOOK_S
+        timeout_s = max(0.001, min(self.deadline_s, until_s) - now_s)
+        done, _ = await asyncio.wait(self.running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return done
+
+    def answer_of(self, task: asyncio.Task[Answer]) -> Answer | None:
+        """None: it could not, and another may. Raises what no other would answer differently."""
+        node = self.running.pop(task)
+        try:
+            answer = task.result()
+        except _ELSEWHERE as problem:
+            if _is_about_the_look(problem):
+                raise
+            self.problems.append(f"{node}: {problem}")
+            if isinstance(problem, NotYet):
+                self.where.chosen = self.where.primary
+            return None
+        self.where.chosen = node
+        return answer
+
+
 class Asking:
     """`ask` one question about a shard. `silent` names nodes that have not been heard of for a while."""
 
@@ -91,53 +130,45 @@ class Asking:
 
     async def ask(self, call: str, where: Where, kind: str, body: bytes, deadline_s: float) -> Answer:
         """The first answer of its nodes. Raises ShardMissing, DeadlineExceeded, or what the asked raise."""
-        left = list(where.nodes)
-        running: dict[asyncio.Task[Answer], NodeId] = {}
-        problems: list[str] = []
-        late_s = 0.0
+        question = _Question(call, where, kind, body, deadline_s, list(where.nodes))
         self._hedges = min(HEDGES_MAX, self._hedges + HEDGES_SHARE)
         try:
             while True:
                 now_s = time.monotonic()
                 if now_s >= deadline_s:
-                    nodes = ", ".join(running.values()) or "; ".join(problems)
-                    raise DeadlineExceeded(f"{where.name} did not answer in time: {nodes}")
-                is_late = bool(running) and now_s >= late_s
-                if not running or (is_late and self._hedges >= 1):
-                    node = self._next(where, left, now_s)
-                    if node is None and not running:
-                        raise ShardMissing(where, "; ".join(problems) or "its nodes have failed repeatedly")
-                    if node is not None:
-                        left.remove(node)
-                        if running:
-                            self._hedges -= 1
-                            self._hedged.add()
-                        elif problems:
-                            self._retried.add()
-                        asking = self._one(call, node, where.header(node, kind), body, deadline_s)
-                        running[asyncio.create_task(asking)] = node
-                        late_s = now_s + self._balancer.hedge_after_s(node)
-                until_s = min(deadline_s, late_s if left and late_s > now_s else now_s + SILENT_LOOK_S)
-                done, _ = await asyncio.wait(
-                    running, timeout=max(0.001, until_s - now_s), return_when=asyncio.FIRST_COMPLETED
-                )
+                    raise DeadlineExceeded(f"{where.name} did not answer in time")
+                self._ask_one_more(question, now_s)
+                if not question.running:
+                    why = "; ".join(question.problems) or "its nodes have failed repeatedly"
+                    raise ShardMissing(where, why)
+                done = await question.wait(now_s)
                 for task in done:
-                    node = running.pop(task)
-                    try:
-                        answer = task.result()
-                    except _ELSEWHERE as problem:
-                        if _is_about_the_look(problem):
-                            raise
-                        problems.append(f"{node}: {problem}")
-                        if isinstance(problem, NotYet):
-                            where.chosen = where.primary
-                    else:
-                        where.chosen = node
+                    answer = question.answer_of(task)
+                    if answer is not None:
                         return answer
                 if not done:
-                    await self._leave_silent(running, problems, now_s)
+                    await self._leave_silent(question)
         finally:
-            await _cancelled(running)
+            await _cancelled(question.running)
+
+    def _ask_one_more(self, question: _Question, now_s: float) -> None:
+        """The first node, the next after a failure, or a second one beside one that is late."""
+        is_hedge = bool(question.running)
+        if is_hedge and now_s < question.late_s:
+            return
+        if is_hedge and self._hedges < 1 and now_s - question.began_s < HEDGE_ANYWAY_S:
+            return
+        node = self._next(question.where, question.left, now_s)
+        if node is None:
+            return
+        if is_hedge:
+            self._hedges = max(0.0, self._hedges - 1)
+            self._hedged.add()
+        elif question.problems:
+            self._retried.add()
+        question.left.remove(node)
+        question.late_s = now_s + self._balancer.hedge_after_s(node)
+        question.running[asyncio.create_task(self._one(node, question))] = node
 
     def _next(self, where: Where, left: Sequence[NodeId], now_s: float) -> NodeId | None:
         willing = [node for node in left if self._breaker(node).may_ask(now_s)]
@@ -145,25 +176,28 @@ class Asking:
             return None
         return where.chosen if where.chosen in willing else self._balancer.pick(willing, now_s)
 
-    async def _leave_silent(
-        self, running: dict[asyncio.Task[Answer], NodeId], problems: list[str], since_s: float
-    ) -> None:
+    async def _leave_silent(self, question: _Question) -> None:
         """Wait no longer for those of which nothing at all is heard."""
         silent = set(self._silent())
-        gone = {task: node for task, node in running.items() if node in silent}
+        gone = {task: node for task, node in question.running.items() if node in silent}
         for task, node in gone.items():
-            del running[task]
-            problems.append(f"{node}: nothing has been heard of it for a while")
+            del question.running[task]
+            question.problems.append(f"{node}: nothing has been heard of it for a while")
         await _cancelled(gone)
+        for node in gone.values():
+            self._breaker(node).failed(time.monotonic())
 
-    async def _one(self, call: str, node: NodeId, header: Header, body: bytes, deadline_s: float) -> Answer:
+    async def _one(self, node: NodeId, question: _Question) -> Answer:
+        header = question.where.header(node, question.kind)
         began_s = time.monotonic()
         breaker = self._breaker(node)
         self._balancer.began(node)
         self._show(node)
         breaker.began()
         try:
-            answer = await self._caller(node).call(call, header, body, timeout_s=deadline_s - began_s)
+            answer = await self._caller(node).call(
+                question.call, header, question.body, timeout_s=question.deadline_s - began_s
+            )
         except asyncio.CancelledError:
             breaker.gave_up()
             self._finished(node, began_s, ok=True)  # it took so long at least

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from agent.front.asking import Asking, NotYet, ShardMissing, Where
+from agent.front.asking import HEDGE_ANYWAY_S, Asking, NotYet, ShardMissing, Where
 from agent.link import Answer, Header
 from agent.metrics import Metrics
 from agent.store.peers import Address, PeerPorts, Peers, PeerServer
@@ -108,6 +108,15 @@ async def test_a_late_question_is_asked_again_of_another_and_the_first_answer_co
         assert await fronts.ask(N2, N3) == b"found"
     assert HEDGE_S_START <= time.monotonic() - began_s < LATE_S
     assert fronts.count("shoal_remote_read_hedges_total") == 1
+
+
+async def test_many_late_answers_in_a_row_are_waited_for_a_little_longer(fronts: Fronts) -> None:
+    fronts.does[N2] = is_late
+    fronts.asking._hedges = 0.0
+    began_s = time.monotonic()
+    while "n2" not in fronts.asked:
+        assert await fronts.ask(N2, N3) == b"found"
+    assert HEDGE_ANYWAY_S <= time.monotonic() - began_s < LATE_S
 
 
 async def test_without_another_replica_a_late_answer_is_waited_for_until_the_deadline(fronts: Fronts) -> None:
