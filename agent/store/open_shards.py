@@ -237,7 +237,7 @@ class OpenShards:
     async def _let_go_of_lost(self, collection: CollectionId, number: int) -> None:
         """A replica is to be made where one is: right only if that one is in no set any more."""
         folder = _folder(collection, number)
-        if self.replicas is None or not folder.exists():
+        if self.replicas is None:
             return
         shards = self.view.shards.get(collection)
         for one in shards.shards if shards is not None else ():
@@ -247,7 +247,7 @@ class OpenShards:
         shard = there.shards.pop(number, None) if there is not None else None
         if shard is not None:
             await self._close(collection, number, shard)
-        await asyncio.to_thread(shutil.rmtree, folder)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _configuration(self, collection: CollectionId, number: int) -> cluster.Shard:
         for one in self.view.shards[collection].shards:
