@@ -23,6 +23,11 @@ class Breaker:
         """Whether it takes nothing but a probe."""
         return self._failures >= FAILURES_MAX
 
+    @property
+    def is_probed(self) -> bool:
+        """A probe is under way: who has nobody else to ask may join it."""
+        return self._is_probed
+
     def may_ask(self, now_s: float) -> bool:
         return not self.is_open or (now_s >= self._shut_until_s and not self._is_probed)
 

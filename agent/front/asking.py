@@ -173,6 +173,8 @@ class Asking:
     def _next(self, where: Where, left: Sequence[NodeId], now_s: float) -> NodeId | None:
         willing = [node for node in left if self._breaker(node).may_ask(now_s)]
         if not willing:
+            willing = [node for node in left if self._breaker(node).is_probed]
+        if not willing:
             return None
         return where.chosen if where.chosen in willing else self._balancer.pick(willing, now_s)
 

@@ -29,7 +29,9 @@ def test_half_open_it_takes_one_probe_at_a_time() -> None:
     assert breaker.may_ask(PAUSE_S_MIN)
     breaker.began()
     assert not breaker.may_ask(PAUSE_S_MIN)
+    assert breaker.is_probed
     breaker.gave_up()
+    assert not breaker.is_probed
     assert breaker.may_ask(PAUSE_S_MIN)
     breaker.began()
     breaker.succeeded()
