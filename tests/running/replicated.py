@@ -14,12 +14,20 @@ NAME = "docs"
 SHARDS = 4
 
 
-def create(cluster: RunningCluster, name: str = NAME, *, shards: int = SHARDS, replicas: int = 3) -> None:
+def create(
+    cluster: RunningCluster,
+    name: str = NAME,
+    *,
+    shards: int = SHARDS,
+    replicas: int = 3,
+    asked: int | None = None,
+) -> None:
+    """`asked`: the replication factor, if it is more than the `replicas` that there can be now."""
     rest = cluster.nodes["n1"].rest()
     body = {
         "vectors": {"size": DIM, "distance": "Dot"},
         "shard_number": shards,
-        "replication_factor": replicas,
+        "replication_factor": asked or replicas,
     }
     assert rest.put(f"/collections/{name}", body).result is True
     rest.close()
