@@ -42,16 +42,16 @@ def busiest_primary(cluster: RunningCluster, name: str = NAME) -> tuple[str, lis
 
 
 def report(what: str, waited: Sequence[float], load: Load, gaps: Sequence[float] = ()) -> None:
-    told = (
-        f"p50 {statistics.median(waited):.2f} s, max {max(waited):.2f} s ({len(waited)} shards)"
-        if waited
-        else ""
-    )
-    gap = f", longest gap of eventual reads {max(gaps):.2f} s" if gaps else ""
-    print(
-        f"\n{what}: first acknowledged write {told}{gap}; {len(load.acknowledged)} acknowledged, 0 lost, "
-        f"{len(load.refused)} of unknown outcome"
-    )
+    """One line for people; called when all was checked."""
+    told = [
+        f"{len(load.acknowledged)} writes acknowledged, 0 lost, {len(load.refused)} calls without an answer"
+    ]
+    if gaps:
+        told.insert(0, f"longest gap of eventual reads {max(gaps):.2f} s")
+    if waited:
+        p50, longest = statistics.median(waited), max(waited)
+        told.insert(0, f"first write after p50 {p50:.2f} s, max {longest:.2f} s ({len(waited)} shards)")
+    print(f"\n{what}: {'; '.join(told)}")
 
 
 def terms(cluster: RunningCluster, name: str = NAME) -> dict[int, int]:
