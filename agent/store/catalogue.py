@@ -25,7 +25,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from collections.abc import Collection as Collection_
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -115,6 +115,15 @@ class _Asked:
     who: str
 
 
+@dataclass(eq=False, slots=True)
+class _TakeUp:
+    """A reading of the map that has not begun, and what it shall read anew."""
+
+    keys: set[str] = field(default_factory=set)
+    all: bool = False
+    task: asyncio.Task[None] | None = None
+
+
 class Catalogue:
     """The map of one agent, and every command that changes it. One command at a time."""
 
@@ -127,6 +136,7 @@ class Catalogue:
         """Of the keys as they are in the view."""
         self._is_stale = True
         self._is_closing = False
+        self._waiting: _TakeUp | None = None
         self._view = ClusterView(ClusterMap(cluster=""))
 
     @classmethod
@@ -177,8 +187,28 @@ class Catalogue:
     # -- other nodes
 
     async def take_up(self, keys: Collection_[str] | None = None) -> None:
-        """Reads the map and those of the keys `shards/…` (None: all), and installs what has changed."""
-        await self._owned(self._take_up(None if keys is None else frozenset(keys)))
+        """Reads the map and those of the keys `shards/…` (None: all), and installs what has changed.
+
+        Who asks while another waits for its turn shares that one: without voters each takes seconds.
+        """
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = _TakeUp()
+            task = waiting.task = asyncio.create_task(self._take_up(waiting))
+            self._running.add(task)
+            task.add_done_callback(self._taken_up)
+        if keys is None:
+            waiting.all = True
+        else:
+            waiting.keys.update(keys)
+        assert waiting.task is not None
+        await asyncio.shield(waiting.task)
+
+    def _taken_up(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            # Those who asked are told by the task, too; but all of them may have gone.
+            self._log.debug("map.not_taken_up", text=str(problem))
 
     async def watch_map(self) -> None:
         """Returns when the map has another version than the view."""
@@ -308,11 +338,12 @@ class Catalogue:
         await self._install(await self._read())
         return True
 
-    async def _take_up(self, keys: frozenset[str] | None) -> None:
+    async def _take_up(self, waiting: _TakeUp) -> None:
         async with self._turn:
+            self._waiting = None  # who asks from here on may know of something newer
             if self._is_closing:  # without voters each of them would wait for all of its time
                 raise Unavailable("this node stops: it takes up no map any more")
-            await self._install(await self._read(keys))
+            await self._install(await self._read(None if waiting.all else frozenset(waiting.keys)))
 
     async def _install(self, new: ClusterView) -> None:
         old = self._view

@@ -331,21 +331,38 @@ class Slow(Fragile):
         return await super().read(key)
 
 
-async def test_a_node_that_stops_waits_for_one_reader_not_for_those_behind_it(tmp_path: Path) -> None:
-    node = await Node.start(tmp_path, Slow)
+async def readers_of(node: Node) -> tuple[Slow, list[asyncio.Task[None]]]:
+    """One that waits for the map, and five that came while it did."""
     state = node.begun.state
     assert isinstance(state, Slow)
     state.may_answer.clear()
     state.asked = 0
-    readers = [asyncio.create_task(node.catalogue.take_up()) for _ in range(5)]
+    readers = [asyncio.create_task(node.catalogue.take_up())]
     while not state.asked:
         await asyncio.sleep(0)
+    readers += [asyncio.create_task(node.catalogue.take_up([f"shards/{n}"])) for n in range(5)]
+    await asyncio.sleep(0)
+    return state, readers
+
+
+async def test_those_who_ask_for_the_map_while_it_is_read_share_the_next_reading(tmp_path: Path) -> None:
+    node = await Node.start(tmp_path, Slow)
+    state, readers = await readers_of(node)
+    state.may_answer.set()
+    await asyncio.gather(*readers)
+    assert state.asked == 2
+    await node.stop()
+
+
+async def test_a_node_that_stops_waits_for_one_reader_not_for_those_behind_it(tmp_path: Path) -> None:
+    node = await Node.start(tmp_path, Slow)
+    state, readers = await readers_of(node)
     stopping = asyncio.create_task(node.stop())
     await asyncio.sleep(0)
     state.may_answer.set()
     await stopping
     outcomes = await asyncio.gather(*readers, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [type(None), *4 * [Unavailable]]
+    assert [type(outcome) for outcome in outcomes] == [type(None), *5 * [Unavailable]]
     assert state.asked == 1
 
 
