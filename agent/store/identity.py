@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.store.files import Files
-from agent.store.formats import check_json_format
+from agent.store.formats import refused_format
 from core.errors import Damaged
 from core.replication.replica import Identity
 
@@ -46,12 +46,12 @@ def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
     for name in _NAMES:
         path = log_folder / name
         try:
-            raw = path.read_bytes()
-            check_json_format(path, raw, FORMAT)
-            stored = msgspec.json.decode(raw, type=_Stored)
+            stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
             identity = Identity(stored.incarnation, stored.history, stored.promised, stored.leader_term)
-            if stored.crc != _crc(identity):
+            if stored.crc != _crc(identity, stored.format):
                 raise Damaged(f"{path}: checksum is not {stored.crc}")
+            if stored.format != FORMAT:
+                raise refused_format(path, stored.format, FORMAT)
             found.append(identity)
         except FileNotFoundError:
             wrong.append(f"{path}: missing")
@@ -69,7 +69,9 @@ def read_identity(log_folder: Path) -> tuple[Identity, list[str]]:
     return newest, wrong
 
 
-def _crc(identity: Identity) -> int:
+def _crc(identity: Identity, format_: int = FORMAT) -> int:
     text = f"{identity.incarnation} {identity.history} {identity.promised}"
     # Without a leader's term as it was before there were leaders: those files stay valid.
-    return zlib.crc32((f"{text} {identity.leader_term}" if identity.leader_term else text).encode())
+    text = f"{text} {identity.leader_term}" if identity.leader_term else text
+    # Another format is in its own checksum: a spoilt digit must not look like one.
+    return zlib.crc32((text if format_ == FORMAT else f"{text} format {format_}").encode())

@@ -13,7 +13,7 @@ import pytest
 from agent.store import acceptor_log, node_identity
 from agent.store.acceptor import Acceptor
 from agent.store.files import Files
-from agent.store.identity import read_identity, write_identity
+from agent.store.identity import _crc, read_identity, write_identity
 from agent.store.log import LogOwner, LogWriter, decode_header
 from agent.store.log_reading import read_log
 from agent.store.manifest import Manifest, encode_manifest, read_manifest
@@ -99,9 +99,19 @@ def test_a_node_json_of_a_later_format_is_refused_though_its_fields_are_others(t
 def test_a_replicas_identity_of_a_later_format_is_refused(tmp_path: Path) -> None:
     write_identity(tmp_path, Identity(7, 9, promised=1), Files())
     path = tmp_path / "replica.json"
-    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {"format": 2}))
+    later = {"format": 2, "crc": _crc(Identity(7, 9, promised=1), 2)}
+    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | later))
     with pytest.raises(StartRefused, match=REFUSED):
         read_identity(tmp_path)
+
+
+def test_a_spoilt_format_of_one_copy_is_damage_that_the_other_heals(tmp_path: Path) -> None:
+    write_identity(tmp_path, Identity(7, 9, promised=1), Files())
+    path = tmp_path / "replica-copy.json"
+    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":3'))
+    identity, wrong = read_identity(tmp_path)
+    assert identity == Identity(7, 9, promised=1)
+    assert "checksum" in wrong[0]
 
 
 def test_a_points_db_of_a_later_format_is_refused_and_left_alone(tmp_path: Path) -> None:
