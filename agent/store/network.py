@@ -33,7 +33,11 @@ class Network:
         self.map: ClusterMap | None = None
         """The newest that this node has seen."""
         self._addresses = {node.id: host_port(node.peer_address) for node in config.nodes}
-        self.handlers: dict[Role, dict[str, Handler]] = {"store": {}, "console": {}, "front": {}}
+        self.handlers: dict[Role, dict[str, Handler]] = {
+            "store": {"ping": self._ping},
+            "console": {"ping": self._ping_of_console},
+            "front": {},
+        }
         ports = PeerPorts(
             me=lambda: Identity(me.id, "store", self.cluster),
             trust=trust_of(config),
@@ -45,10 +49,8 @@ class Network:
         self._server = PeerServer(ports, self.handlers)
         self.epoch: Callable[[], int] = lambda: 0
         self.report: Callable[[], dict[str, Any]] = dict
-        """What a ping is told beside; `heard_leader` hears the term that a leader's ping carries."""
+        """What a console's ping is told beside; `heard_leader`: of the term that a leader's ping carries."""
         self.heard_leader: Callable[[int], None] = lambda term: None
-        for role in ("store", "console"):
-            self.handlers[role]["ping"] = self._ping
 
     @property
     def me(self) -> str:
@@ -83,4 +85,9 @@ class Network:
     async def _ping(self, header: Header, body: bytes, deadline: float) -> Answer:
         if "leader_term" in header:
             self.heard_leader(whole(header, "leader_term"))
-        return {"unheard": self.peers.unheard(), "epoch": self.epoch(), **self.report()}, b""
+        return {"unheard": self.peers.unheard(), "epoch": self.epoch()}, b""
+
+    async def _ping_of_console(self, header: Header, body: bytes, deadline: float) -> Answer:
+        """Also what a leader must know of all replicas here, which other stores don't ask for."""
+        answer, _ = await self._ping(header, body, deadline)
+        return {**answer, **self.report()}, b""
