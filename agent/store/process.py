@@ -120,7 +120,8 @@ class Store:
             snapshots = self._make_snapshots(catalogue)
             snapshot_calls = SnapshotCalls(snapshots, self._log)
             builds = Builds(self._shards.all, self._log, self._metrics, self._rules)
-            handlers = self._handlers(catalogue, snapshot_calls, builds, others)
+            forwarding = self._forwarding(catalogue)
+            handlers = self._handlers(catalogue, forwarding, snapshot_calls, builds, others)
             server = Server({**handlers, **self._adding(begun, catalogue).handlers()}, self._log)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET)  # of a store that was killed; the folder's lock is ours
@@ -135,7 +136,7 @@ class Store:
                 tasks.create_task(self._keep_parsers(), name="parsers"),
             ]
             if others is not None:
-                self._serve_nodes(others, begun, catalogue)
+                self._serve_nodes(others, begun, catalogue, forwarding)
                 voting = self._spec.node.id in begun.identity.voters
                 follow = others.calls.follow(catalogue, begun.acceptor if voting else None, self)
                 watching.append(tasks.create_task(follow, name="map"))
@@ -156,13 +157,16 @@ class Store:
         os.close(lock)
 
     def _handlers(
-        self, catalogue: Catalogue, snapshots: SnapshotCalls, builds: Builds, others: _Others | None
+        self,
+        catalogue: Catalogue,
+        forwarding: Forwarding,
+        snapshots: SnapshotCalls,
+        builds: Builds,
+        others: _Others | None,
     ) -> Mapping[str, Handler]:
         return {
             "view.get": self._view,
-            **Writes(
-                self._shards.find, self._forwarding(catalogue), self._guards, self._metrics, self._parsers
-            ).handlers(),
+            **Writes(self._shards.find, forwarding, self._guards, self._metrics, self._parsers).handlers(),
             **Changes(catalogue, self._guards, self._limits).handlers(),
             **snapshots.handlers(),
             **builds.handlers(),
@@ -235,12 +239,12 @@ class Store:
         shards.others, shards.replicas = calls, replicas
         return _Others(network, calls, replicas)
 
-    def _serve_nodes(self, others: _Others, begun: Begun, catalogue: Catalogue) -> None:
+    def _serve_nodes(
+        self, others: _Others, begun: Begun, catalogue: Catalogue, forwarding: Forwarding
+    ) -> None:
         network, replicas = others.network, others.replicas
         calls = others.calls.handlers(catalogue)
-        network.handlers["store"].update(
-            {**calls, **self._forwarding(catalogue).handlers(), **replicas.handlers("store")}
-        )
+        network.handlers["store"].update({**calls, **forwarding.handlers(), **replicas.handlers("store")})
         for_consoles = {kind: calls[kind] for kind in ("map.changed", "shards.make")}
         network.handlers["console"].update(
             {**StateCalls(begun.state).handlers(), **for_consoles, **replicas.handlers("console")}
