@@ -6,7 +6,6 @@ fields that have a default.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -56,10 +55,6 @@ class Codec:
         self._kinds = {message: kind for kind, message in kinds.items()}
         self._decoders = {kind: msgspec.msgpack.Decoder(message) for kind, message in kinds.items()}
         self._encoder = msgspec.msgpack.Encoder()
-
-    @property
-    def messages(self) -> Iterable[type[Any]]:
-        return self._kinds
 
     def encode(self, message: object) -> tuple[str, bytes]:
         return self._kinds[type(message)], self._encoder.encode(message)

@@ -44,9 +44,6 @@ class Progress:
     def needs_snapshot(self, log: Log) -> bool:
         return self.next_seq <= log.base.seq
 
-    def is_lagging(self, log: Log) -> bool:
-        return self.persisted < log.last.seq
-
     def can_send(self, persisted_seq: int, pace: Pace) -> bool:
         if self.probing:
             return not self.waiting
